@@ -1,0 +1,85 @@
+"""Every error type of the stack, by the boundary it crossed.
+
+    StackError                       one line for the user, exit code 1
+    ├── ProfileError                 a profile, or one of its values, is wrong
+    ├── SetupError                   the machine lacks something; the message says what to install
+    ├── RunDirectoryError            a run directory is missing, in use or damaged
+    ├── PeerLost                     the other role stopped, died or fell silent
+    ├── TrainingStopped              training cannot go on: too many failures in a row, or verl failed
+    └── InfrastructureError          an episode died of something the policy did not do
+        ├── RuntimeUnavailable       the runtime server cannot be reached or refuses
+        ├── SandboxLost              a sandbox that was running is gone
+        ├── SandboxStartFailed       a sandbox could not be started (image missing, no room)
+        ├── ModelUnavailable         the rollout server failed to answer
+        └── GradingFailed            the tests could not be run; says nothing about the patch
+
+A non-zero exit code, a timeout or a full context window is a *result* and never raised from here.
+An `InfrastructureError` belongs to one episode: it masks that episode and never becomes a reward.
+Any other `StackError` ends the process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StackError(Exception):
+    """Base of every error that the stack raises on purpose. `str()` is one line with the way out."""
+
+
+class ProfileError(StackError):
+    """A profile is missing, unreadable or holds an impossible value."""
+
+
+class SetupError(StackError):
+    """The machine lacks something that the stack needs."""
+
+
+class RunDirectoryError(StackError):
+    """A run directory is missing, already in use or damaged."""
+
+
+class PeerLost(StackError):
+    """The other role of the run ended, died or fell silent."""
+
+
+class TrainingStopped(StackError):
+    """Training cannot go on."""
+
+
+class InfrastructureError(StackError):
+    """An episode died of something that the policy did not do."""
+
+
+class RuntimeUnavailable(InfrastructureError):
+    """The runtime server cannot be reached, or refused the request."""
+
+
+class SandboxStartFailed(InfrastructureError):
+    """A sandbox could not be started."""
+
+
+class SandboxLost(InfrastructureError):
+    """A sandbox that was running is gone."""
+
+
+class ModelUnavailable(InfrastructureError):
+    """The rollout server failed to answer."""
+
+
+class GradingFailed(InfrastructureError):
+    """The tests could not be run, so the patch has no grade."""
+
+
+@contextmanager
+def attribute(to: type[InfrastructureError], what: str) -> Iterator[None]:
+    """Attribute whatever escapes the block to `to`; errors that are already typed pass through.
+
+    Raises:
+        InfrastructureError: of type `to`, naming `what` and the cause.
+    """
+    try:
+        yield
+    except StackError:
+        raise
+    except Exception as error:
+        raise to(f"{what}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,189 @@
+"""Profile: one typed TOML file that says everything about a run, and the first thing in the flow.
+
+People write TOML; `resolve` merges `--set a.b=c` and validates; machines write the result as JSON into
+the run directory, where both roles read it. An unknown key, a wrong unit or an impossible size is a
+`ProfileError` of one line that names the file, the key and the remedy.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from skyrl_stack.errors import ProfileError
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and no key that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    root: Path = Path(".skyrl_jobs")
+    "Directory that holds the run directories; relative to where the launch is typed."
+    peer_timeout_s: float = Field(default=30.0, ge=5)
+    "A role whose heartbeat is older than this counts as lost."
+    start_timeout_s: float = Field(default=300.0, ge=10)
+    "How long one role waits for the other to appear."
+
+
+class TasksSection(Section):
+    projects: tuple[str, ...] = ("inflection", "parse", "toolz")
+    "PyPI projects, of the factory's catalogue, from which tasks are made."
+    per_project: int = Field(default=2, ge=1, le=500)
+    "Tasks per project."
+    seed: int = Field(default=0, ge=0)
+    file: Path | None = None
+    "A task file (JSON lines) to use instead of making tasks; its images must be obtainable."
+    base_image: str = "auto"
+    "Base of the factory's images: a reference, `debootstrap`, or `auto` (a reference if it can be pulled)."
+
+
+class RuntimeSection(Section):
+    host: str = "127.0.0.1"
+    "Address to listen on, and that the trainer connects to."
+    max_sandboxes: int = Field(default=4, ge=1, le=4096)
+    "Sandboxes alive at once; further starts wait for a place."
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    "How long a start waits for a place and for Podman."
+    lease_s: float = Field(default=300.0, ge=5)
+    "A sandbox that nobody called for this long is removed."
+    memory_mb: int | None = Field(default=1024, ge=16)
+    cpus: float | None = Field(default=1.0, gt=0)
+    pids: int | None = Field(default=256, ge=16)
+    network: Literal["none", "host"] = "none"
+    output_limit_kb: int = Field(default=256, ge=4, le=65536)
+    "Bytes of one command's stdout and of its stderr that are kept, in KiB."
+
+
+class AgentSection(Section):
+    max_steps: int = Field(default=8, ge=1)
+    "Model calls per episode."
+    command_timeout_s: float = Field(default=60.0, gt=0)
+    episode_timeout_s: float = Field(default=300.0, gt=0)
+    observation_limit_chars: int = Field(default=2000, ge=100)
+    "Longest tool output that the policy is shown; the middle is cut and the cut says so."
+
+
+class GradingSection(Section):
+    timeout_s: float = Field(default=300.0, gt=0)
+    "Wall time of the tests of one grade."
+
+
+class ModelSection(Section):
+    path: str = "tiny"
+    "`tiny` (made here, for CPU), a directory, or a Hub name."
+    seed: int = Field(default=0, ge=0)
+    sft_steps: int = Field(default=200, ge=0)
+    "Supervised steps on scripted traces that give the tiny model its start."
+    context_tokens: int = Field(default=2048, ge=256)
+    "Prompt and response together; an episode that reaches it ends with the outcome ContextExceeded."
+
+
+class TrainerSection(Section):
+    device: Literal["cpu", "cuda"] = "cpu"
+    steps: int = Field(default=2, ge=1)
+    "GRPO updates in all, resumed ones included."
+    tasks_per_step: int = Field(default=2, ge=1)
+    rollouts_per_task: int = Field(default=4, ge=2)
+    "Episodes of one task per step: a GRPO group."
+    concurrent_episodes: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    save_every: int = Field(default=1, ge=1)
+    "Steps between checkpoints."
+    max_consecutive_failures: int = Field(default=8, ge=1)
+    "Infrastructure failures in a row after which the run stops with their cause."
+    seed: int = Field(default=1, ge=0)
+    project: str = "skyrl-stack"
+    "W&B project; offline unless W&B's own variables say otherwise."
+    verl: dict[str, Any] = Field(default_factory=dict)
+    "verl's own options, passed through: a table of `dotted.key = value`."
+
+
+class Profile(Section):
+    """A resolved profile. Defaults are those of `profiles/local.toml`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    run: RunSection = RunSection()
+    tasks: TasksSection = TasksSection()
+    runtime: RuntimeSection = RuntimeSection()
+    agent: AgentSection = AgentSection()
+    grading: GradingSection = GradingSection()
+    model: ModelSection = ModelSection()
+    trainer: TrainerSection = TrainerSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.trainer.concurrent_episodes > self.runtime.max_sandboxes:
+            raise ValueError(
+                f"trainer.concurrent_episodes = {self.trainer.concurrent_episodes} needs as many sandboxes, but "
+                f"runtime.max_sandboxes = {self.runtime.max_sandboxes}: raise the second or lower the first"
+            )
+        return self
+
+
+def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
+    """Read a TOML profile, apply `a.b=c` overrides in order, and validate.
+
+    Raises:
+        ProfileError: one line naming the file, the key and the remedy.
+    """
+    if not path.is_file():
+        raise ProfileError(f"{path}: no such profile; `ls profiles/` shows those that ship")
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    table.setdefault("name", path.stem)
+    try:
+        return Profile.model_validate(table)
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_one_line(error)}") from error
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c`; the value is TOML, or a bare string where it is not."""
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise ProfileError(f"--set {override}: write it as section.key=value")
+    section, _, verl_key = key.partition("trainer.verl.")
+    parts = ["trainer", "verl", verl_key] if verl_key and not section else key.split(".")
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ProfileError(f"--set {override}: {part} is a value, not a section")
+    table[parts[-1]] = _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: no such key{_nearest(first['loc'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """A hint with the nearest known key, or all of them."""
+    model: Any = Profile
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    known = sorted(model.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"

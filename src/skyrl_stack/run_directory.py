@@ -1,0 +1,231 @@
+"""Run directory: the one place where the launcher, the runtime and the trainer meet.
+
+    <root>/<timestamp>_<name>/
+    ├── profile.json              launcher   resolved profile, written first
+    ├── launch.json               launcher   launch id and pid of the launch that owns the directory
+    ├── endpoints/<role>.json     each role  address, token, launch id; mode 0600; removed at its end
+    ├── heartbeats/<role>.json    each role  time of the last sign of life, and its state
+    ├── tasks.jsonl               launcher   the tasks of this run
+    ├── model/                    launcher   link to the policy that training starts from
+    ├── episodes/<id>.json        trainer    one finished record each
+    ├── trajectories/<id>.json    trainer    the token view of an episode
+    ├── metrics.jsonl             trainer    verl's own metrics, a line a step
+    ├── checkpoints/              trainer    verl's own layout
+    ├── failure.json              any role   why the run stopped, if it did not end well
+    └── logs/<role>.log           launcher   what a role printed
+
+Every path is made here. A file appears by write-then-rename, so what can be seen is complete, and has one
+writer. That holds on NFS and Lustre: no locks, no sockets, and a reader that waits has a deadline.
+"""
+
+import json
+import os
+import secrets
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skyrl_stack.errors import PeerLost, RunDirectoryError
+from skyrl_stack.profile import Profile
+
+Role = Literal["runtime", "trainer"]
+
+
+class Record(BaseModel):
+    """Base of what is written into a run directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Launch(Record):
+    """One launch of a run directory; a resumed run has had several."""
+
+    launch_id: str = Field(default_factory=lambda: secrets.token_hex(8))
+    pid: int = Field(default_factory=os.getpid)
+    host: str = Field(default_factory=lambda: os.uname().nodename)
+    started_at: float = Field(default_factory=time.time)
+
+
+class Endpoint(Record):
+    """Where a role answers. Keyed by the launch id: an earlier launch's endpoint is not an endpoint."""
+
+    launch_id: str
+    url: str
+    token: str = Field(repr=False)
+
+
+class Heartbeat(Record):
+    """A role's last sign of life."""
+
+    launch_id: str
+    at: float = Field(default_factory=time.time)
+    "Seconds since the epoch."
+    state: Literal["starting", "ready", "ended", "failed"] = "ready"
+
+
+class Failure(Record):
+    """Why a run stopped."""
+
+    launch_id: str
+    role: str
+    cause: str
+
+
+class RunDirectory:
+    """All paths of one run, and the records in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.profile_file = self.path / "profile.json"
+        self.launch_file = self.path / "launch.json"
+        self.tasks_file = self.path / "tasks.jsonl"
+        self.model = self.path / "model"
+        self.episodes = self.path / "episodes"
+        self.trajectories = self.path / "trajectories"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.failure_file = self.path / "failure.json"
+        self.logs = self.path / "logs"
+
+    @classmethod
+    def create(cls, root: Path, profile: Profile) -> "RunDirectory":
+        """Make a new run directory below `root`, with the resolved profile in it.
+
+        Raises:
+            RunDirectoryError: `root` cannot be written.
+        """
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for attempt in range(100):
+            suffix = f"-{attempt}" if attempt else ""
+            directory = cls(root / f"{stamp}_{profile.name}{suffix}")
+            try:
+                directory.path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise RunDirectoryError(f"{root}: cannot make a run directory: {error.strerror}") from error
+            directory.fill(profile)
+            return directory
+        raise RunDirectoryError(f"{root}: a hundred runs in one second; try again")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run directory.
+
+        Raises:
+            RunDirectoryError: `path` is not a run directory.
+        """
+        directory = cls(path)
+        if not directory.profile_file.is_file():
+            raise RunDirectoryError(f"{path}: not a run directory (it has no profile.json)")
+        return directory
+
+    @classmethod
+    def latest(cls, root: Path, name: str) -> "RunDirectory":
+        """The newest run of profile `name` below `root`.
+
+        Raises:
+            RunDirectoryError: there is none.
+        """
+        runs = sorted(path.parent for path in root.glob(f"*_{name}*/profile.json"))
+        runs = [path for path in runs if cls(path).profile().name == name]
+        if not runs:
+            raise RunDirectoryError(f"{root}: no run of profile {name} to resume; launch it without --resume")
+        return cls(runs[-1])
+
+    def fill(self, profile: Profile) -> None:
+        """Write the profile, and make the directories that roles write to."""
+        for directory in (self.episodes, self.trajectories, self.checkpoints, self.logs):
+            directory.mkdir(exist_ok=True)
+        for private in (self.path / "endpoints", self.path / "heartbeats"):
+            private.mkdir(mode=0o700, exist_ok=True)
+        publish(self.profile_file, profile)
+
+    def profile(self) -> Profile:
+        """The resolved profile."""
+        return _read(self.profile_file, Profile)
+
+    def launch(self) -> Launch:
+        """The launch that owns the directory now."""
+        return _read(self.launch_file, Launch)
+
+    def log(self, role: Role) -> Path:
+        return self.logs / f"{role}.log"
+
+    def endpoint_file(self, role: Role) -> Path:
+        return self.path / "endpoints" / f"{role}.json"
+
+    def heartbeat_file(self, role: Role) -> Path:
+        return self.path / "heartbeats" / f"{role}.json"
+
+    def episode_file(self, episode_id: str) -> Path:
+        return self.episodes / f"{episode_id}.json"
+
+    def trajectory_file(self, episode_id: str) -> Path:
+        return self.trajectories / f"{episode_id}.json"
+
+    def failure(self) -> Failure | None:
+        """The failure of the current launch, if it has one."""
+        if not self.failure_file.is_file():
+            return None
+        failure = _read(self.failure_file, Failure)
+        return failure if failure.launch_id == self.launch().launch_id else None
+
+    def endpoint(self, role: Role) -> Endpoint | None:
+        """The endpoint that `role` published for the current launch, if any."""
+        file = self.endpoint_file(role)
+        endpoint = _read(file, Endpoint) if file.is_file() else None
+        return endpoint if endpoint and endpoint.launch_id == self.launch().launch_id else None
+
+    def heartbeat(self, role: Role) -> Heartbeat | None:
+        """The last heartbeat of `role` in the current launch, if any."""
+        file = self.heartbeat_file(role)
+        heartbeat = _read(file, Heartbeat) if file.is_file() else None
+        return heartbeat if heartbeat and heartbeat.launch_id == self.launch().launch_id else None
+
+    def await_endpoint(self, role: Role, timeout_s: float, poll_s: float = 0.1) -> Endpoint:
+        """Wait until `role` has published its endpoint.
+
+        Raises:
+            PeerLost: it failed, or the deadline passed; names the file.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if endpoint := self.endpoint(role):
+                return endpoint
+            heartbeat = self.heartbeat(role)
+            if heartbeat and heartbeat.state in ("ended", "failed"):
+                raise PeerLost(f"the {role} {heartbeat.state} before it was ready; see {self.log(role)}")
+            time.sleep(poll_s)
+        raise PeerLost(f"{self.endpoint_file(role)}: the {role} did not appear within {timeout_s:.0f} s")
+
+
+def publish(path: Path, record: BaseModel, *, mode: int = 0o644) -> None:
+    """Write `record` as JSON by rename: a file that can be seen is complete, and never wider than `mode`."""
+    write_atomic(path, record.model_dump_json(indent=1).encode(), mode=mode)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a draft beside `path`, flush it to disk, rename it into place."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read[R: BaseModel](path: Path, kind: type[R]) -> R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{path}: missing") from error
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RunDirectoryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error

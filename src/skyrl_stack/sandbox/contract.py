@@ -1,0 +1,101 @@
+"""What a sandbox *is*: the protocol that every backend and the client over HTTP must pass.
+
+`tests/contract/` runs one suite against each implementation; caller code cannot tell them apart.
+"""
+
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SandboxSpec(BaseModel):
+    """What to start. Sizes of `None` mean "no limit of ours"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = Field(min_length=1)
+    "Image reference, passed to Podman verbatim."
+    workdir: str = "/testbed"
+    "Directory in which a new shell starts; must exist in the image."
+    environment: dict[str, str] = Field(default_factory=dict)
+    "Variables added to those of the image."
+    cpus: float | None = Field(default=None, gt=0)
+    memory_mb: int | None = Field(default=None, ge=16)
+    pids: int | None = Field(default=None, ge=16)
+    network: Literal["none", "host"] = "none"
+    lease_s: float = Field(default=600.0, gt=0)
+    "Seconds without any call after which the sandbox is removed: a client that died leaves nothing."
+
+
+class CommandResult(BaseModel):
+    """Outcome of one command. A non-zero exit code and a timeout are results, not errors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    exit_code: int
+    "The command's own; 124 when it timed out, as timeout(1) says it."
+    stdout: str
+    "UTF-8, undecodable bytes replaced. Capped: the middle is cut and the cut says how much."
+    stderr: str
+    timed_out: bool = False
+    truncated_bytes: int = 0
+    "Bytes cut out of stdout and stderr together."
+    duration_s: float = 0.0
+
+
+class FileMissing(Exception):
+    """`read_file` on a path that does not exist or is not a regular file. A result, not a loss."""
+
+
+class Sandbox(Protocol):
+    """One container of one episode."""
+
+    id: str
+
+    async def run(
+        self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
+    ) -> CommandResult:
+        """Run `command` by /bin/bash in the persistent shell named `shell`.
+
+        Working directory and environment last from call to call of one shell. On timeout the whole
+        process group is killed and the shell goes on where the last finished command left it.
+
+        Raises:
+            SandboxLost: the sandbox is gone.
+            ValueError: a NUL byte in `command`, or a timeout that is not positive.
+        """
+        ...
+
+    async def read_file(self, path: str) -> bytes:
+        """Content of the file at the absolute `path`.
+
+        Raises:
+            FileMissing: no such regular file.
+            SandboxLost: the sandbox is gone.
+        """
+        ...
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Create or replace the file at the absolute `path`; parents are made, its mode is kept.
+
+        Raises:
+            SandboxLost: the sandbox is gone.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Remove the sandbox and all it holds. Idempotent; never raises for one already gone."""
+        ...
+
+
+class SandboxProvider(Protocol):
+    """Starts sandboxes: Podman itself, or the runtime server through its client."""
+
+    async def start(self, spec: SandboxSpec) -> Sandbox:
+        """Start a sandbox; when this returns a command can be run in it.
+
+        Raises:
+            SandboxStartFailed: the image is missing or Podman refused.
+            RuntimeUnavailable: the runtime server cannot be reached.
+        """
+        ...
