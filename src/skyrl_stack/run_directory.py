@@ -9,7 +9,7 @@
     ├── model/                    launcher   link to the policy that training starts from
     ├── episodes/<id>.json        trainer    one finished record each
     ├── trajectories/<id>.json    trainer    the token view of an episode
-    ├── metrics.jsonl             trainer    verl's own metrics, a line a step
+    ├── metrics/<launch>.jsonl    trainer    verl's own metrics, a line a step; a file a launch
     ├── checkpoints/              trainer    verl's own layout
     ├── failure.json              any role   why the run stopped, if it did not end well
     └── logs/<role>.log           launcher   what a role printed
@@ -85,7 +85,7 @@ class RunDirectory:
         self.model = self.path / "model"
         self.episodes = self.path / "episodes"
         self.trajectories = self.path / "trajectories"
-        self.metrics_file = self.path / "metrics.jsonl"
+        self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
         self.failure_file = self.path / "failure.json"
         self.logs = self.path / "logs"
@@ -138,7 +138,7 @@ class RunDirectory:
 
     def fill(self, profile: Profile) -> None:
         """Write the profile, and make the directories that roles write to."""
-        for directory in (self.episodes, self.trajectories, self.checkpoints, self.logs):
+        for directory in (self.episodes, self.trajectories, self.metrics, self.checkpoints, self.logs):
             directory.mkdir(exist_ok=True)
         for private in (self.path / "endpoints", self.path / "heartbeats"):
             private.mkdir(mode=0o700, exist_ok=True)
@@ -151,6 +151,12 @@ class RunDirectory:
     def launch(self) -> Launch:
         """The launch that owns the directory now."""
         return _read(self.launch_file, Launch)
+
+    @property
+    def metrics_file(self) -> Path:
+        """Metrics of the current launch; verl's logger truncates what it opens, hence a file each."""
+        launch = self.launch()
+        return self.metrics / f"{launch.started_at:.0f}-{launch.launch_id}.jsonl"
 
     def log(self, role: Role) -> Path:
         return self.logs / f"{role}.log"

@@ -1,0 +1,84 @@
+"""Processes of one launch on one machine: start a role, stop it in bounded time, find what it left.
+
+Every process carries `SKYRL_LAUNCH_ID` in its environment, which children inherit whatever they do with
+their session or parent; so what outlives a role can be told from everybody else's processes.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
+_libc = ctypes.CDLL(None)
+
+
+def start(module: str, arguments: Sequence[str], *, launch_id: str, log: Path | None) -> subprocess.Popen[bytes]:
+    """Start `python -m module` in its own session; its output goes to `log`, or to ours where that is None.
+
+    It gets SIGTERM when this process dies, however it dies. Call from the main thread: the kernel ties
+    that signal to the thread that forked.
+    """
+    environment = os.environ | {
+        LAUNCH_VARIABLE: launch_id,
+        "SKYRL_LAUNCHER_PID": str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log else None
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+            preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
+    """SIGTERM, then SIGKILL after `grace_s`; returns when the process is reaped."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def survivors(launch_id: str) -> list[int]:
+    """Processes other than this one that carry the launch id, in no order."""
+    marker = f"{LAUNCH_VARIABLE}={launch_id}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def kill_survivors(launch_id: str, *, grace_s: float = 5.0) -> int:
+    """SIGTERM what still carries the launch id, SIGKILL it after `grace_s`; returns how many there were."""
+    victims = survivors(launch_id)
+    _signal(victims, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while (left := survivors(launch_id)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    _signal(left, signal.SIGKILL)
+    return len(victims)
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
