@@ -124,17 +124,17 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def latest(cls, root: Path, name: str) -> "RunDirectory":
-        """The newest run of profile `name` below `root`.
+    def latest(cls, root: Path = Path(".skyrl_jobs"), name: str | None = None) -> "RunDirectory":
+        """The newest run below `root`, of profile `name` if that is given.
 
         Raises:
             RunDirectoryError: there is none.
         """
-        runs = sorted(path.parent for path in root.glob(f"*_{name}*/profile.json"))
-        runs = [path for path in runs if cls(path).profile().name == name]
+        runs = [cls(file.parent) for file in sorted(root.glob("*/profile.json"))]
+        runs = [run for run in runs if name is None or run.profile().name == name]
         if not runs:
-            raise RunDirectoryError(f"{root}: no run of profile {name} to resume; launch it without --resume")
-        return cls(runs[-1])
+            raise RunDirectoryError(f"{root}: no run{f' of profile {name}' if name else ''} there; launch one first")
+        return runs[-1]
 
     def fill(self, profile: Profile) -> None:
         """Write the profile, and make the directories that roles write to."""

@@ -7,7 +7,7 @@ from skyrl_stack.errors import ProfileError
 from skyrl_stack.launch.local import LocalLaunch
 from skyrl_stack.profile import Profile, load_profile
 from skyrl_stack.report import print_report
-from skyrl_stack.run_directory import RunDirectory, publish
+from skyrl_stack.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -49,9 +49,7 @@ def find_profile(config: str) -> Path:
 
 
 def _directory(profile: Profile, *, resume: bool, run_dir: Path | None) -> RunDirectory:
-    """A new run directory, or the one to resume, with the profile as it is to be now."""
+    """A new run directory, or the one to resume."""
     if not resume:
         return RunDirectory.create(profile.run.root, profile)
-    directory = RunDirectory.open(run_dir) if run_dir else RunDirectory.latest(profile.run.root, profile.name)
-    publish(directory.profile_file, profile)
-    return directory
+    return RunDirectory.open(run_dir) if run_dir else RunDirectory.latest(profile.run.root, profile.name)

@@ -4,7 +4,6 @@ The same two roles that Slurm would start, on this machine; they meet in the run
 else. The launcher only starts them, shows what they record, and makes sure that nothing is left.
 """
 
-import os
 import signal
 import subprocess
 import time
@@ -47,6 +46,7 @@ class LocalLaunch:
             StackError: a role failed, or the launch was interrupted; nothing of it is left running.
         """
         claim(self.directory, self.launch)
+        publish(self.directory.profile_file, self.profile)  # a resumed run may be given new values
         with _signals_raise(), self._nothing_left():
             self._prepare_tasks()
             runtime = self._start("runtime")
@@ -183,7 +183,3 @@ def _handlers(handler: signal.Handlers | Callable[[int, FrameType | None], None]
         for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
 
-
-def default_root(profile: Profile) -> Path:
-    """Where run directories go: below the working directory, which every role can see."""
-    return Path(os.path.abspath(profile.run.root))
