@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from skyrl_stack.errors import StackError
 from skyrl_stack.run_directory import Failure, Heartbeat, Role, RunDirectory, publish
 
 INTERVAL_S = 2.0
@@ -49,9 +50,9 @@ class Presence:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        failed = kind is not None and not issubclass(kind, SystemExit | KeyboardInterrupt)
+        failed = error is not None and not isinstance(error, SystemExit | KeyboardInterrupt)
         if failed:
-            self.fail(f"{kind.__name__}: {error}" if kind else "")
+            self.fail(str(error) if isinstance(error, StackError) else f"{type(error).__name__}: {error}")
         self._write("failed" if failed else "ended")
 
     def fail(self, cause: str) -> None:

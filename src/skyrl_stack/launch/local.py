@@ -182,4 +182,3 @@ def _handlers(handler: signal.Handlers | Callable[[int, FrameType | None], None]
     finally:
         for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
-
