@@ -1,0 +1,105 @@
+"""The cell: Podman's API service in private namespaces, so that nothing of a run can outlive it.
+
+    this process ──lifeline──▶ namespaces helper ──▶ process 1 ──▶ podman system service ──▶ conmon ──▶ sandboxes
+
+Whatever ends this process, the kernel then kills all that is to the right of it and undoes its mounts. Only files
+stay, in the launch's private directory.
+"""
+
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from podman import PodmanClient
+
+from skyrl_stack.errors import SetupError
+from skyrl_stack.sandbox import namespaces
+from skyrl_stack.sandbox.podman_config import HYBRID_CGROUPS, require_podman, storage_options, write_config
+
+START_TIMEOUT_S = 30.0
+
+
+class Cell:
+    """Podman's service over `graphroot`, alive while the block runs.
+
+    `directory` is the launch's private directory; images are also read from `image_stores`.
+    """
+
+    def __init__(self, directory: Path, *, graphroot: Path | None = None, image_stores: Sequence[Path] = ()) -> None:
+        self.directory = directory
+        self.graphroot = graphroot or directory / "storage"
+        self.image_stores = tuple(image_stores)
+        self.socket = directory / "podman.sock"
+        self.log = directory / "podman.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the service and wait until it answers.
+
+        Raises:
+            SetupError: a part of Podman is missing or it did not start; says what to install, or the log's last line.
+        """
+        runtime = require_podman()
+        ids = namespaces.id_map()
+        environment = write_config(self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids)
+        # crun refuses a machine that has cgroups of both versions; it does not look behind a mount.
+        hide = (HYBRID_CGROUPS,) if runtime == "crun" and HYBRID_CGROUPS.is_dir() else ()
+        storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
+        service = ("podman", *storage, "system", "service", "--time=0", f"unix://{self.socket}")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                namespaces.command(*service, hide=hide),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.directory,
+                start_new_session=True,  # a Ctrl-C is for the server, which then ends its cell in order
+            )
+        try:
+            self._await_socket(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything in the cell; when this returns no process and no mount of it is left. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin:
+            process.stdin.close()
+        process.wait()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def client(self, timeout_s: float = 60.0) -> PodmanClient:
+        """A new podman-py client, to be closed; one per thread, for its session is not thread-safe."""
+        return PodmanClient(base_url=f"unix://{self.socket}", timeout=timeout_s)
+
+    def _await_socket(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as trial:
+                try:
+                    return trial.connect(str(self.socket))
+                except OSError:
+                    pass
+            if process.poll() is not None:
+                break
+            time.sleep(0.01)
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        raise SetupError(f"Podman's service did not start: {lines[-1] if lines else 'it said nothing'}")

@@ -1,0 +1,127 @@
+"""Where sandboxes keep files on a node: one private directory per launch, and the cache that outlives launches.
+
+    <tmp>/skyrl-<id>/        mode 0700, of the user that is root in the cell
+    ├── owner.json           who made it, so that `sweep` can tell the dead from the living
+    ├── podman.sock          Podman's API
+    ├── config/              Podman's own configuration
+    └── storage/, run/, …    containers; nothing of them is shared with another launch
+
+Node-local on purpose: overlay mounts, locks and sockets do not live on NFS or Lustre.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from skyrl_stack.errors import SetupError
+from skyrl_stack.sandbox import namespaces
+
+PREFIX = "skyrl-"
+_SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
+
+
+class Owner(BaseModel):
+    """Who made a private directory. A process id alone could have been given to another process since."""
+
+    model_config = ConfigDict(frozen=True)
+
+    launch_id: str
+    pid: int
+    started: int
+    "Clock ticks between boot and the start of the process."
+    boot_id: str
+    run_directory: str = ""
+
+    @classmethod
+    def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
+        started = process_start(os.getpid()) or 0
+        return cls(
+            launch_id=launch_id, pid=os.getpid(), started=started, boot_id=_boot_id(), run_directory=run_directory
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.boot_id == _boot_id() and process_start(self.pid) == self.started
+
+
+def process_start(pid: int) -> int | None:
+    """Clock ticks between boot and the start of `pid`, or None where there is no such process. Source: proc(5)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def private_root() -> Path:
+    """Where private directories lie: the node's temporary directory, or /tmp where that is too deep for a socket."""
+    chosen = Path(tempfile.gettempdir())
+    return chosen if len(bytes(chosen)) <= _SOCKET_PATH_LIMIT else Path("/tmp")
+
+
+def make_private_directory(launch_id: str, run_directory: str = "") -> Path:
+    """Make the private directory of `launch_id`, owned by this process until it is removed.
+
+    Raises:
+        SetupError: it exists, or there is no place for it.
+    """
+    path = private_root() / f"{PREFIX}{launch_id}"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.mkdir(mode=0o700)
+        (draft / "owner.json").write_text(Owner.this_process(launch_id, run_directory).model_dump_json())
+        if os.geteuid() == 0:
+            os.chown(draft, *namespaces.id_map().root)
+        draft.rename(path)  # what can be seen has an owner
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise SetupError(f"{path}: cannot make it ({error.strerror}); set TMPDIR to a node-local directory") from error
+    return path
+
+
+def read_owner(path: Path) -> Owner | None:
+    """The owner of a private directory, if it says so."""
+    try:
+        return Owner.model_validate(json.loads((path / "owner.json").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def remove_private_directory(path: Path) -> None:
+    """Remove all below `path`. Its files may belong to sub-ids, which only their user namespace can remove.
+
+    Raises:
+        SetupError: something would not go.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    _, said = namespaces.run("rm", "-rf", "--one-file-system", path)
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        raise SetupError(f"{path}: cannot be removed: {said}")
+
+
+def cache_dir() -> Path:
+    """The cache that outlives launches: `SKYRL_CACHE`, else /var/cache for root, else XDG's.
+
+    Root's sandboxes run as another user, who must be able to reach the images in it: /root is closed to that user.
+    """
+    if chosen := os.environ.get("SKYRL_CACHE"):
+        path = Path(chosen).expanduser().absolute()
+    elif os.geteuid() == 0:
+        path = Path("/var/cache/skyrl-stack")
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyrl-stack"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
