@@ -1,0 +1,39 @@
+"""What every tool that acts in the sandbox shares: its executor, and the cap on what it answers."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from openhands.sdk.tool import Action, Observation, ToolExecutor
+
+from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
+
+if TYPE_CHECKING:
+    from openhands.sdk.conversation.impl.local_conversation import LocalConversation
+    from openhands.sdk.conversation.state import ConversationState
+
+
+class SandboxExecutor[A: Action, O: Observation](ToolExecutor[A, O]):
+    """Carries out an action in the sandbox of its conversation, never in this process."""
+
+    def __init__(self, state: "ConversationState") -> None:
+        if not isinstance(state.workspace, LocalWorkspaceAdapter):
+            raise TypeError(f"these tools need a LocalWorkspaceAdapter, not a {type(state.workspace).__name__}")
+        self._bridge = state.workspace.bridge
+        self._sandbox = state.workspace.sandbox
+        self._limits = state.workspace.limits
+
+    def __call__(self, action: A, conversation: "LocalConversation | None" = None) -> O:
+        return self._bridge.call("tools", self.act(action))
+
+    @abstractmethod
+    async def act(self, action: A) -> O:
+        """Do it, on the event loop. What the policy got wrong is an observation with `is_error`, not an exception."""
+
+
+def cap_middle(text: str, limit: int) -> str:
+    """`text` in at most about `limit` characters: the middle is cut, and the cut says how much."""
+    if len(text) <= limit:
+        return text
+    head = (limit + 1) // 2
+    tail = limit // 2
+    return f"{text[:head]}\n[… {len(text) - limit} characters cut …]\n{text[len(text) - tail :]}"

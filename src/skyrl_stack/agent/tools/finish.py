@@ -1,0 +1,24 @@
+"""The `finish` tool: OpenHands' own, described in one line."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from openhands.sdk.tool import register_tool
+from openhands.sdk.tool.builtins.finish import FinishTool
+
+if TYPE_CHECKING:
+    from openhands.sdk.conversation.state import ConversationState
+
+
+class BriefFinishTool(FinishTool):
+    """OpenHands ends the conversation after the tool of this name."""
+
+    name: ClassVar[str] = FinishTool.name
+
+    @classmethod
+    def create(cls, conv_state: "ConversationState | None" = None, **params: Any) -> Sequence[Self]:
+        (tool,) = super().create(conv_state, **params)
+        return [tool.model_copy(update={"description": "End the work."})]
+
+
+register_tool(BriefFinishTool.name, BriefFinishTool)
