@@ -1,0 +1,64 @@
+"""The record of an episode: what was asked, how it ended, what it was worth and where its time went."""
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.grading.grade import Grade
+
+Stage = Literal["start", "agent", "model", "tools", "patch", "grade"]
+
+
+class Episode(BaseModel):
+    """One rollout of one task. Exactly one of `reward` and `error` is set.
+
+    While the episode runs it is filled in; what is returned and written does not change any more.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    format: Literal[1] = 1
+    id: str
+    instance_id: str
+    step: int
+    "Training step that the episode was made for."
+    repetition: int
+    "Index in the group of episodes of one task."
+    started_at: float = Field(default_factory=time.time)
+    "Seconds since the epoch."
+    outcome: Outcome | None = None
+    "How the policy's part ended; None where it did not get that far."
+    turns: int = 0
+    "Turns that the policy sampled."
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    "All tokens after the prompt, those of the environment included."
+    sampled_tokens: int = 0
+    patch: str | None = None
+    grade: Grade | None = None
+    reward: float | None = None
+    error: str | None = None
+    "Type and message of what the episode died of; it has no reward then."
+    seconds: dict[Stage, float] = Field(default_factory=dict)
+    "By stage, without overlap: `agent` is OpenHands' own time."
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Count the time of the block under `stage`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+
+
+def episode_id(instance_id: str, *, step: int, repetition: int) -> str:
+    """A name for the episode's files, unlike that of any other: a step can be repeated after a resume."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", instance_id)
+    return f"{step:05d}-{name}-{repetition}-{secrets.token_hex(3)}"
