@@ -1,0 +1,47 @@
+"""`python -m skyrl_stack.factory --run-dir DIR`: puts the tasks of a run into its directory; called by the launcher."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from skyrl_stack.errors import StackError
+from skyrl_stack.factory.given import given_tasks
+from skyrl_stack.factory.make import make_tasks
+from skyrl_stack.run_directory import RunDirectory, write_atomic
+from skyrl_stack.sandbox.storage import cache_dir
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m skyrl_stack.factory", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        provide(RunDirectory.open(parser.parse_args().run_dir))
+    except StackError as error:
+        print(f"factory: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def provide(directory: RunDirectory) -> None:
+    """Write the tasks of the run: those of `tasks.file`, or else made.
+
+    Raises:
+        StackError: they cannot be had; says why.
+    """
+    section = directory.profile().tasks
+    if section.file is not None:
+        path = asyncio.run(given_tasks(section.file, say))
+    else:
+        path = asyncio.run(make_tasks(section, cache_dir(), say))
+    write_atomic(directory.tasks_file, path.read_bytes())
+
+
+def say(line: str) -> None:
+    print(f"tasks: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

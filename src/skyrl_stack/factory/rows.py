@@ -1,0 +1,114 @@
+"""Rows: turns a bug and what its tests said into a task with the columns that swebench grades."""
+
+import difflib
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skyrl_stack.factory.candidates import Candidate
+from skyrl_stack.factory.catalogue import Project
+from skyrl_stack.factory.effects import Effect
+from skyrl_stack.factory.mutation import lines_of
+from skyrl_stack.factory.repository import MOMENT
+from skyrl_stack.tasks.task import Task
+
+REPOSITORY = "/testbed"
+REQUIREMENTS = "/opt/requirements"
+LOG_PARSER = "parse_log_pytest_v2"
+SHOWN_TESTS = 5
+
+EVAL_SCRIPT = """\
+#!/bin/bash
+set -uxo pipefail
+cd {repository}
+git checkout {commit} -- {files}
+export PYTHONPATH={requirements} PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 TZ=UTC LC_ALL=C.UTF-8
+: '>>>>> Start Test Output'
+python3 -P -m pytest -rA --tb=no -q -p no:cacheprovider -o addopts= -o pythonpath='. src' {arguments}
+: '>>>>> End Test Output'
+"""
+# -P and a PYTHONPATH without the repository: its files cannot stand in for pytest or for sitecustomize. It comes
+# onto the path by pytest's own option, when pytest is loaded and captures what imported code prints.
+
+STATEMENT = """\
+Some tests of {name} {version} fail: `{function}` in `{file}`, or something that it relies on, misbehaves.
+
+Failing tests:
+{tests}
+
+The repository is at {repository}. Fix the library, not the tests, so that these tests pass and no other test breaks."""
+
+
+def eval_script(project: Project, files: Sequence[str], commit: str) -> str:
+    """The script that runs the project's tests, with the test files as they are in `commit`. Idempotent."""
+    return EVAL_SCRIPT.format(
+        repository=REPOSITORY,
+        requirements=REQUIREMENTS,
+        commit=commit,
+        files=shlex.join(files),
+        arguments=shlex.join([*project.options, *files]),
+    )
+
+
+def fix_of(candidate: Candidate) -> str:
+    """The gold patch: from the buggy file to the sound one."""
+    return f"diff --git a/{candidate.file} b/{candidate.file}\n" + "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+        for line in difflib.unified_diff(
+            lines_of(candidate.buggy),
+            lines_of(candidate.sound),
+            f"a/{candidate.file}",
+            f"b/{candidate.file}",
+        )
+    )
+
+
+def recipe(project: Project, *, files: Sequence[str], commit: str, image: str) -> dict[str, Any]:
+    """The columns that say how the tests are run: enough to run them, before there is a task."""
+    return {
+        "instance_id": f"pypi__{project.name}-{project.version}",
+        "repo": f"pypi/{project.name}",
+        "version": project.version,
+        "base_commit": commit,
+        "image": image,
+        "eval_script": eval_script(project, files, commit),
+        "log_parser": LOG_PARSER,
+        "eval_type": "pass_and_fail",
+        "FAIL_TO_PASS": (),
+        "PASS_TO_PASS": (),
+    }
+
+
+def make_row(project: Project, candidate: Candidate, effect: Effect, how: Mapping[str, Any]) -> Task:
+    """The task of one bug; `how` is the recipe of its repository."""
+    patch = fix_of(candidate)
+    columns = {
+        **how,
+        "instance_id": f"{how['instance_id']}.{hashlib.sha256(patch.encode()).hexdigest()[:10]}",
+        "environment_setup_commit": how["base_commit"],
+        "problem_statement": STATEMENT.format(
+            name=project.name,
+            version=project.version,
+            function=candidate.mutation.function,
+            file=candidate.file,
+            tests=_listed(effect.fail_to_pass),
+            repository=REPOSITORY,
+        ),
+        "hints_text": "",
+        "created_at": MOMENT,
+        "patch": patch,
+        "test_patch": "",
+        "FAIL_TO_PASS": effect.fail_to_pass,
+        "PASS_TO_PASS": effect.pass_to_pass,
+        "license": project.license,
+        "mutation": candidate.mutation.kind,
+    }
+    return Task.model_validate(columns)
+
+
+def _listed(tests: Sequence[str]) -> str:
+    lines = [f"- {test}" for test in tests[:SHOWN_TESTS]]
+    if len(tests) > SHOWN_TESTS:
+        lines.append(f"- and {len(tests) - SHOWN_TESTS} more")
+    return "\n".join(lines)

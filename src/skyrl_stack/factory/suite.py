@@ -1,0 +1,45 @@
+"""Suite: the tests of a project in fresh sandboxes of its image, with or without a bug."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from skyrl_stack.factory.rows import REPOSITORY
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
+from skyrl_stack.tasks.evaluation import run_tests, specification, statuses
+
+TIMEOUT_S = 120.0
+"Wall time of one run; a bug that loops for ever makes no task."
+
+
+class Suite:
+    """Runs what `recipe` says, under the limits that a profile gives sandboxes by default."""
+
+    def __init__(self, sandboxes: SandboxProvider, recipe: Mapping[str, Any]) -> None:
+        limits = RuntimeSection()
+        self.sandboxes = sandboxes
+        self.recipe = recipe
+        self.spec = SandboxSpec(
+            image=recipe["image"],
+            cpus=limits.cpus,
+            memory_mb=limits.memory_mb,
+            pids=limits.pids,
+            lease_s=2 * TIMEOUT_S,
+        )
+
+    async def run(self, changed: Mapping[str, str] | None = None) -> dict[str, str] | None:
+        """Status by test id with the files `changed`, or None where the tests did not run to their end.
+
+        Raises:
+            InfrastructureError: of the sandbox.
+        """
+        script = (await asyncio.to_thread(specification, self.recipe)).eval_script
+        sandbox = await self.sandboxes.start(self.spec)
+        try:
+            for file, content in (changed or {}).items():
+                await sandbox.write_file(f"{REPOSITORY}/{file}", content.encode())
+            run = await run_tests(sandbox, script, timeout_s=TIMEOUT_S)
+        finally:
+            await asyncio.shield(sandbox.stop())
+        return None if run.timed_out else await asyncio.to_thread(statuses, self.recipe, run.log)

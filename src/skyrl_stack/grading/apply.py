@@ -1,0 +1,57 @@
+"""Apply: puts a patch into the fresh repository as swebench does, then restores what decides how tests run."""
+
+import re
+import secrets
+import shlex
+
+from skyrl_stack.grading.patch import CLEAN, REPOSITORY, TIMEOUT_S
+from skyrl_stack.grading.protected import protected_pathspecs
+from skyrl_stack.sandbox.contract import Sandbox
+from skyrl_stack.tasks.task import Task
+
+WAYS = (
+    "git apply --verbose",
+    "git apply --verbose --3way",
+    "git apply --verbose --reject",
+    "patch --batch --forward --fuzz=5 -p1 -i",
+)
+"Source: swebench 5, harness/run_evaluation.py: GIT_APPLY_CMDS, with its clean-up between them and its last check."
+
+APPLY = """
+cd {repository}
+apply() {{
+    {ways}
+    git apply --check --reverse {file}
+}}
+clean() {{ git checkout --quiet -- . ; git clean --quiet -fd; }}
+apply || exit 1
+git reset --quiet
+git clean --quiet -fdx -- {protected}
+git diff -z --name-only HEAD -- {protected} | xargs --null --no-run-if-empty git checkout --quiet HEAD --
+"""
+_GIT_DIRECTORY = re.compile(
+    r"^(?:\+\+\+|---|\*\*\*|Index:|diff --git|(?:rename|copy) to)\s.*\.git(?:/|\s|$)", re.M | re.I
+)
+
+
+def enters_git_directory(patch: str) -> bool:
+    """Whether a patch would write into .git, which git itself refuses but patch(1) does not: hooks would run."""
+    return _GIT_DIRECTORY.search(patch) is not None
+
+
+async def apply_patch(sandbox: Sandbox, task: Task, patch: str) -> bool:
+    """Whether one of swebench's ways applied `patch`. Protected files are then those of the image.
+
+    Raises:
+        SandboxLost: the sandbox is gone.
+    """
+    file = f"/tmp/patch-{secrets.token_hex(8)}.diff"
+    await sandbox.write_file(file, patch.encode())
+    script = APPLY.format(
+        repository=REPOSITORY,
+        file=file,
+        ways="\n    clean\n    ".join(f"{way} {file} && return" for way in WAYS),
+        protected=shlex.join(protected_pathspecs(task)),
+    )
+    done = await sandbox.run(CLEAN + shlex.quote(script), timeout_s=TIMEOUT_S)
+    return done.exit_code == 0

@@ -1,0 +1,143 @@
+"""Grade: carries a patch to a fresh sandbox, runs the task's tests there and lets swebench decide.
+
+    patch ──▶ fresh sandbox: apply ▶ restore what is protected ▶ eval script ──▶ log ──▶ swebench ──▶ Grade
+
+No verdict, twice, may be the fault of the machine or of the patch. Every signature by which swebench knows a broken
+environment can come from a policy too: it can use up the memory, print "Killed", delete what tests import, or leave
+nothing to collect. So the log is not asked. The tests run once more without the patch: if they run then, the patch
+is what stopped them, and it is not resolved; if not, the machine is to blame, and there is no grade.
+"""
+
+import asyncio
+import time
+
+from pydantic import BaseModel, ConfigDict
+
+from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxLost, SandboxStartFailed
+from skyrl_stack.grading.apply import apply_patch, enters_git_directory
+from skyrl_stack.grading.verdict import contradicts_itself, report_of
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
+from skyrl_stack.tasks.evaluation import TestRun, run_tests, specification
+from skyrl_stack.tasks.task import Task
+
+ATTEMPTS = 2
+LEASE_MARGIN_S = 60.0
+
+
+class Tally(BaseModel):
+    """How many of the tests of one kind passed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    passed: int = 0
+    total: int = 0
+
+
+class Grade(BaseModel):
+    """What the tests said of one patch: facts; the reward is made of them elsewhere."""
+
+    model_config = ConfigDict(frozen=True)
+
+    resolved: bool
+    reason: str
+    "Resolved, TestsFailed, EmptyPatch, PatchRefused, PatchDoesNotApply, TestsTimedOut, TestsDidNotRun or LogForged."
+    patch_applied: bool = False
+    fail_to_pass: Tally = Tally()
+    pass_to_pass: Tally = Tally()
+    seconds: float = 0.0
+
+
+async def grade(
+    task: Task, patch: str, sandboxes: SandboxProvider, *, timeout_s: float, limits: RuntimeSection | None = None
+) -> Grade:
+    """Grade `patch`. `timeout_s` is the wall time of one run of the tests.
+
+    Raises:
+        GradingFailed: the tests could not be run; says nothing about the patch.
+        RuntimeUnavailable: the runtime server cannot be reached.
+    """
+    started = time.monotonic()
+    trial = _Trial(task, sandboxes, timeout_s=timeout_s, limits=limits or RuntimeSection())
+    verdict = await _grade(trial, patch)
+    return verdict.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+
+
+async def _grade(trial: "_Trial", patch: str) -> Grade:
+    if not patch.strip():
+        return Grade(resolved=False, reason="EmptyPatch")
+    if enters_git_directory(patch):
+        return Grade(resolved=False, reason="PatchRefused")
+    lost: InfrastructureError | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            if verdict := await trial.run(patch):
+                return verdict
+            lost = None
+        except (SandboxLost, SandboxStartFailed) as error:
+            lost = error
+    if lost is None and await trial.runs_without_patch():
+        return Grade(resolved=False, reason="TestsDidNotRun", patch_applied=True)
+    raise GradingFailed(f"{trial.task.instance_id}: {lost or 'the tests do not run, even without the patch'}") from lost
+
+
+class _Trial:
+    """Runs of one task's tests, each in a sandbox of its own."""
+
+    def __init__(self, task: Task, sandboxes: SandboxProvider, *, timeout_s: float, limits: RuntimeSection) -> None:
+        self.task = task
+        self.sandboxes = sandboxes
+        self.timeout_s = timeout_s
+        self.spec = SandboxSpec(
+            image=task.image,
+            cpus=limits.cpus,
+            memory_mb=limits.memory_mb,
+            pids=limits.pids,
+            network=limits.network,
+            lease_s=timeout_s + LEASE_MARGIN_S,
+        )
+
+    async def run(self, patch: str) -> Grade | None:
+        """The grade of `patch`, which may be empty, or None where the tests gave no verdict.
+
+        Raises:
+            SandboxLost, SandboxStartFailed: as the contract says.
+        """
+        sandbox = await self.sandboxes.start(self.spec)
+        try:
+            if patch and not await apply_patch(sandbox, self.task, patch):
+                return Grade(resolved=False, reason="PatchDoesNotApply")
+            script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
+            run = await run_tests(sandbox, script, timeout_s=self.timeout_s)
+        finally:
+            await asyncio.shield(sandbox.stop())
+        return await asyncio.to_thread(_judge, self.task, run)
+
+    async def runs_without_patch(self) -> bool:
+        """Whether the machine and the image are sound."""
+        try:
+            control = await self.run("")
+        except (SandboxLost, SandboxStartFailed):
+            return False
+        return control is not None and control.reason != "TestsTimedOut"
+
+
+def _judge(task: Task, run: TestRun) -> Grade | None:
+    if run.timed_out:
+        return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
+    if contradicts_itself(task, run.log):
+        return Grade(resolved=False, reason="LogForged", patch_applied=True)
+    report = report_of(task, run.log)
+    if "tests_status" not in report:  # swebench found no results that it trusts
+        return None
+    return Grade(
+        resolved=report["resolved"],
+        reason="Resolved" if report["resolved"] else "TestsFailed",
+        patch_applied=True,
+        fail_to_pass=_tally(report["tests_status"]["FAIL_TO_PASS"]),
+        pass_to_pass=_tally(report["tests_status"]["PASS_TO_PASS"]),
+    )
+
+
+def _tally(cases: dict[str, list[str]]) -> Tally:
+    return Tally(passed=len(cases["success"]), total=len(cases["success"]) + len(cases["failure"]))

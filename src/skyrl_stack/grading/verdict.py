@@ -1,0 +1,33 @@
+"""Verdict: what a log of the tests says about a task, by swebench's own grader."""
+
+from typing import Any
+
+from skyrl_stack.tasks.evaluation import log_file, specification
+from skyrl_stack.tasks.task import Task
+
+
+def report_of(task: Task, log: str) -> dict[str, Any]:
+    """swebench's report of one log. Slow the first time, as `specification` says."""
+    from swebench.harness.grading import get_eval_report
+
+    prediction = {"instance_id": task.instance_id, "model_name_or_path": "policy", "model_patch": "applied"}
+    with log_file(log) as path:
+        report = get_eval_report(
+            specification(task.model_dump(mode="json")), prediction, str(path), include_tests_status=True
+        )
+    return report[task.instance_id]
+
+
+def contradicts_itself(task: Task, log: str) -> bool:
+    """Whether a test of the task is reported both as passed and as failed.
+
+    Of two lines about a test swebench believes the last, so a patch could print better ones when the process ends.
+    The true lines are still in the log.
+    """
+    reported: dict[str, set[str]] = {"PASSED": set(), "FAILED": set()}
+    for line in log.splitlines():
+        status, _, rest = line.partition(" ")
+        if status in reported and rest:
+            reported[status].add(rest.split(" - ", 1)[0].strip())
+    both = reported["PASSED"] & reported["FAILED"]
+    return not both.isdisjoint((*task.FAIL_TO_PASS, *task.PASS_TO_PASS))
