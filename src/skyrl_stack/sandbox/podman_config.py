@@ -23,8 +23,8 @@ def require_podman() -> str:
     Raises:
         SetupError: one line saying what to install.
     """
-    missing = [name for name in ("podman", "conmon", "catatonit") if _find(name) is None]
-    runtime = next((name for name in ("runc", "crun") if _find(name)), None)
+    missing = [name for name in ("podman", "conmon", "catatonit") if find_program(name) is None]
+    runtime = next((name for name in ("runc", "crun") if find_program(name)), None)
     if runtime is None:
         missing.append("runc")
     if missing:
@@ -74,7 +74,8 @@ def _path() -> str:
     return os.pathsep.join([*known, *(path for path in _SBIN if path not in known)])
 
 
-def _find(name: str) -> str | None:
+def find_program(name: str) -> str | None:
+    """Path of a program that Podman calls."""
     return shutil.which(name, path=os.pathsep.join([_path(), *_LIBEXEC]))
 
 
@@ -84,7 +85,7 @@ def _containers_conf(runtime: str, run: Path) -> str:
 netns = "none"
 log_driver = "none"                  # process 1 of a sandbox says nothing
 http_proxy = false                   # the host's proxy is not the sandbox's business
-init_path = "{_find("catatonit")}"
+init_path = "{find_program("catatonit")}"
 [engine]
 runtime = "{runtime}"
 tmp_dir = "{run}/libpod"

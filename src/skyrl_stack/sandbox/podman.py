@@ -1,0 +1,245 @@
+"""Sandboxes of Podman: the contract over a cell that is this launch's own."""
+
+import asyncio
+import logging
+import resource
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shlex import quote
+from types import TracebackType
+from typing import Any, Self
+
+from podman import PodmanClient
+from podman.errors import APIError, NotFound
+
+from skyrl_stack.errors import SandboxLost, SandboxStartFailed
+from skyrl_stack.sandbox import files
+from skyrl_stack.sandbox.cell import Cell
+from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.podman_config import find_program
+from skyrl_stack.sandbox.service import PodmanService
+from skyrl_stack.sandbox.shell import KILLER, Shell
+from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
+
+LOG = logging.getLogger(__name__)
+LABEL = "skyrl.launch"
+_INIT = "/run/skyrl-init"
+_MIB = 1024 * 1024
+_CONTROL_TIMEOUT_S = 20.0
+_CELL_PROCESSES = 512
+"Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
+
+
+class PodmanSandbox:
+    """A container. Its process 1 does nothing but reap, so that a `kill -9 -1` in it leaves it alive."""
+
+    def __init__(self, service: PodmanService, identifier: str, workdir: str, output_limit: int) -> None:
+        self.id = identifier
+        self._service = service
+        self._workdir = workdir
+        self._output_limit = output_limit
+        self._shells: dict[str, Shell] = {}
+        self._control = Shell(service, identifier, "control", workdir="/", output_limit=4096, kill=self._unkillable)
+
+    async def run(
+        self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
+    ) -> CommandResult:
+        """See `Sandbox.run`."""
+        if "\0" in command or "\0" in (cwd or ""):
+            raise ValueError("a command holds no NUL byte")
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s = {timeout_s}: must be positive")
+        if shell not in self._shells:
+            self._shells[shell] = self._shell(shell)
+        try:
+            return await self._shells[shell].run(command, timeout_s=timeout_s, cwd=cwd)
+        except RuntimeError as error:
+            await self._give_up(f"has no shell any more: {error}")
+            raise
+
+    async def open(self) -> None:
+        """Start the shell for commands, and the one that can still kill when nothing can be started any more."""
+        self._shells["main"] = self._shell("main")
+        await asyncio.gather(self._shells["main"].open(), self._control.open())
+
+    async def read_file(self, path: str) -> bytes:
+        """See `Sandbox.read_file`."""
+        return await self._on_files(lambda client: files.read(client, self.id, path))
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """See `Sandbox.write_file`."""
+        await self._on_files(lambda client: files.write(client, self.id, path, data))
+
+    async def pause(self) -> None:
+        """Stop every process of the sandbox where it is. By signal: a rootless Podman may lack the freezer."""
+        await self._signal("STOP")
+
+    async def resume(self) -> None:
+        """Let every process of the sandbox go on."""
+        await self._signal("CONT")
+
+    async def is_running(self) -> bool:
+        return await self._service.is_running(self.id)
+
+    async def stop(self) -> None:
+        """See `Sandbox.stop`."""
+
+        def remove(client: PodmanClient) -> None:
+            parameters = {"force": True, "timeout": 0, "v": True}
+            client.api.delete(f"/containers/{self.id}", params=parameters).raise_for_status()
+
+        try:
+            await self._service.call(remove)
+        except (NotFound, SandboxLost):
+            pass
+        except APIError as error:
+            LOG.warning("sandbox %s could not be removed; it goes with the run: %s", self.id, error)
+        for shell in (*self._shells.values(), self._control):
+            shell.close()
+
+    def _shell(self, name: str) -> Shell:
+        return Shell(
+            self._service,
+            self.id,
+            f"shell-{name}",
+            workdir=self._workdir,
+            output_limit=self._output_limit,
+            kill=self._kill,
+        )
+
+    async def _kill(self, pid: int, marker: str) -> None:
+        """End a shell and all that came of it, through the control shell."""
+        script = f"{KILLER}\n__skyrl_kill {pid} {quote(marker)}"
+        try:
+            result = await self._control.run(script, timeout_s=_CONTROL_TIMEOUT_S)
+        except RuntimeError as error:
+            await self._give_up(f"has no room for a shell that could kill: {error}")
+            raise
+        if result.exit_code:
+            await self._give_up("does not let its processes be killed")
+
+    async def _unkillable(self, _pid: int, _marker: str) -> None:
+        await self._give_up("does not answer")
+
+    async def _give_up(self, reason: str) -> None:
+        """Remove a sandbox that is out of control, before it takes what the others need."""
+        await self.stop()
+        raise SandboxLost(f"sandbox {self.id} {reason}")
+
+    async def _signal(self, name: str) -> None:
+        """To all but process 1 and the sender."""
+        await self._control.run(f"builtin kill -{name} -1 2>/dev/null; :", timeout_s=_CONTROL_TIMEOUT_S)
+
+    async def _on_files[T](self, function: Callable[[PodmanClient], T]) -> T:
+        try:
+            return await self._service.call(function)
+        except (NotFound, APIError) as error:
+            if await self.is_running():
+                raise ValueError(f"Podman refused: {error.explanation or error}") from error
+            raise SandboxLost(f"sandbox {self.id} is gone") from error
+
+
+class PodmanSandboxes:
+    """Starts sandboxes while the block runs; when it ends nothing of them is left.
+
+    `places` is how many sandboxes there will be at most: a limit on processes holds for all of them together.
+    """
+
+    def __init__(
+        self,
+        launch_id: str,
+        *,
+        image_stores: Sequence[Path],
+        run_directory: str = "",
+        output_limit: int = 256 * 1024,
+        places: int = 4,
+    ) -> None:
+        self.launch_id = launch_id
+        self.run_directory = run_directory
+        self.image_stores = tuple(image_stores)
+        self.output_limit = output_limit
+        self.places = places
+        self._directory: Path | None = None
+        self._cell: Cell | None = None
+        self._service: PodmanService | None = None
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._close)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether Podman's service still is."""
+        return self._cell is not None and self._cell.is_alive
+
+    async def start(self, spec: SandboxSpec) -> PodmanSandbox:
+        """See `SandboxProvider.start`."""
+        if self._service is None:
+            raise SandboxStartFailed("the provider is closed")
+        name = f"sandbox-{secrets.token_hex(6)}"
+        sandbox = PodmanSandbox(self._service, name, spec.workdir, self.output_limit)
+        try:
+            await self._service.call(lambda client: self._create(client, name, spec))
+            await sandbox.open()
+        except BaseException as error:
+            await asyncio.shield(sandbox.stop())
+            if not isinstance(error, Exception):
+                raise
+            reason = getattr(error, "explanation", None) or error
+            raise SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}") from error
+        return sandbox
+
+    def _create(self, client: PodmanClient, name: str, spec: SandboxSpec) -> None:
+        container = client.containers.create(
+            spec.image,
+            name=name,
+            command=[_INIT, "-P"],
+            entrypoint=[],
+            environment=spec.environment,
+            labels={LABEL: self.launch_id},
+            mounts=[{"type": "bind", "source": find_program("catatonit"), "target": _INIT, "read_only": True}],
+            network_mode=spec.network,
+            ulimits=self._limits(spec),
+            working_dir=spec.workdir,
+        )
+        container.start()
+
+    def _limits(self, spec: SandboxSpec) -> list[dict[str, Any]]:
+        """What a rootless Podman without delegated cgroups can still limit: per process, and processes in all."""
+        limits = []
+        if spec.memory_mb:
+            limits.append({"Name": "data", "Soft": spec.memory_mb * _MIB, "Hard": spec.memory_mb * _MIB})
+        if spec.pids:
+            most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            wanted = spec.pids * self.places + _CELL_PROCESSES
+            count = wanted if most == resource.RLIM_INFINITY else min(wanted, most // 2)
+            limits.append({"Name": "nproc", "Soft": count, "Hard": count})
+        return limits
+
+    def _open(self) -> None:
+        self._directory = make_private_directory(self.launch_id, self.run_directory)
+        try:
+            self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
+            self._cell.start()
+        except BaseException:
+            self._close()
+            raise
+        self._service = PodmanService(self._cell)
+        LOG.info("no cgroup limits: memory is limited per process, processes over all sandboxes, CPU time not at all")
+
+    def _close(self) -> None:
+        service, self._service = self._service, None
+        cell, self._cell = self._cell, None
+        directory, self._directory = self._directory, None
+        if service:
+            service.close()
+        if cell:
+            cell.stop()
+        if directory:
+            remove_private_directory(directory)

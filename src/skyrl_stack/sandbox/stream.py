@@ -1,0 +1,143 @@
+"""Output of one command out of a shell's stream: Podman's frames taken apart, the end found, the middle cut.
+
+Podman sends stdout and stderr interleaved, each piece behind a header of 8 bytes: stream number, three zeros and
+the length, big-endian. Both streams end, for one command, at a mark that the command could not know.
+"""
+
+import asyncio
+import struct
+from contextlib import suppress
+from typing import Literal
+
+STDOUT, STDERR = 1, 2
+_PIECE = 256 * 1024
+_RECORD_LIMIT = 4 * 1024 * 1024
+
+
+class FrameReader:
+    """Podman's frames, piece by piece. A cancelled `read` has taken nothing: the next one goes on."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._stream = 0
+        self._left = 0
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """(stream number, data), or None when the stream ended."""
+        try:
+            while not self._left:
+                self._stream, self._left = struct.unpack(">B3xI", await self._reader.readexactly(8))
+            data = await self._reader.read(min(self._left, _PIECE))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        self._left -= len(data)
+        return (self._stream, data) if data else None
+
+
+class CappedText:
+    """Bytes of which only the first and the last half of `limit` are kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.half = max(1, limit // 2)
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._cut = 0
+
+    def add(self, data: bytes | bytearray) -> None:
+        room = self.half - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:]
+        if len(self._tail) > 2 * self.half:  # amortised: a piece is moved once for every `half` bytes
+            self._drop()
+
+    def _drop(self) -> None:
+        excess = max(0, len(self._tail) - self.half)
+        del self._tail[:excess]
+        self._cut += excess
+
+    @property
+    def cut_bytes(self) -> int:
+        self._drop()
+        return self._cut
+
+    def text(self) -> str:
+        """UTF-8, with replacements, and one line that says how much of the middle is missing."""
+        missing = f"\n[... {self.cut_bytes} bytes cut ...]\n" if self.cut_bytes else ""
+        if not missing:
+            return (self._head + self._tail).decode(errors="replace")
+        return self._head.decode(errors="replace") + missing + self._tail.decode(errors="replace")
+
+
+class MarkedStream:
+    """One of a command's two streams: output up to the mark, and behind it a record of `fields` strings."""
+
+    def __init__(self, mark: bytes, fields: int, output_limit: int) -> None:
+        self.output = CappedText(output_limit)
+        self._mark = b"\0" + mark + b"\0"
+        self._fields = fields
+        self._pending = bytearray()
+        self._record: bytearray | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece.
+
+        Raises:
+            ValueError: what is behind the mark is longer than any environment can be.
+        """
+        if self._record is not None:
+            self._record += data
+            if len(self._record) > _RECORD_LIMIT:
+                raise ValueError("the shell's environment is too large")
+            return
+        self._pending += data
+        at = self._pending.find(self._mark)
+        if at >= 0:
+            self._record = self._pending[at + len(self._mark) :]
+            self.output.add(self._pending[:at])
+            self._pending.clear()
+        elif (sure := len(self._pending) - len(self._mark) + 1) > 0:
+            self.output.add(self._pending[:sure])
+            del self._pending[:sure]
+
+    def finish(self) -> None:
+        """Take what could have been the beginning of a mark as output."""
+        self.output.add(self._pending)
+        self._pending.clear()
+
+    @property
+    def record(self) -> list[bytes] | None:
+        """The fields behind the mark, once they are all there."""
+        if self._record is None:
+            return None
+        fields = bytes(self._record).split(b"\0")
+        return fields[: self._fields] if len(fields) > self._fields else None
+
+
+class CommandStreams:
+    """Both streams of one command."""
+
+    def __init__(self, mark: str, output_limit: int) -> None:
+        self.stdout = MarkedStream(mark.encode(), 4, output_limit)
+        self.stderr = MarkedStream(mark.encode(), 0, output_limit)
+
+    async def read(self, source: FrameReader) -> Literal["ended", "closed"]:
+        """Read until the command ended, or the stream closed before it did."""
+        while piece := await source.read():
+            stream, data = piece
+            (self.stdout if stream == STDOUT else self.stderr).feed(data)
+            if self.stdout.record is not None and self.stderr.record is not None:
+                return "ended"
+        self.give_up()
+        return "closed"
+
+    async def read_waiting(self, source: FrameReader) -> Literal["open", "closed"]:
+        """Read what is already there: words of background processes since the last command."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                return "open" if await self.read(source) == "ended" else "closed"
+        return "open"
+
+    def give_up(self) -> None:
+        """There is no mark to come: all that was read is output."""
+        self.stdout.finish()
+        self.stderr.finish()
