@@ -66,7 +66,7 @@ def converse(llm: TokenLLM, *, workspace: LocalWorkspaceAdapter, workdir: str, m
         visualizer=None,
         # A policy that repeats itself is ended by its limits, and learns from it.
         stuck_detection=False,
-        profile_store_dir=state_directory(),
+        profile_store_dir=state_directory() / "profiles",
     )
 
 

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 Command = Literal["view", "create", "str_replace", "insert", "undo_edit"]
 
 _MAX_FILE_BYTES = 10 * 1024 * 1024
-"As OpenHands' editor: larger files are not for editing."
+"As OpenHands' editor: larger files are not for editing, and would be carried here whole."
+_KIND = """\
+if [ -d "$p" ]; then echo directory
+elif [ -f "$p" ]; then [ "$(stat -Lc %s -- "$p")" -le "$most" ] && echo text || echo large
+elif [ -e "$p" ] || [ -L "$p" ]; then echo other
+else
+  while [ ! -e "$p" ]; do p="$(dirname -- "$p")"; done
+  [ -d "$p" ] && [ -w "$p" ] && echo missing || echo other
+fi"""
 
 
 class SandboxEditorAction(Action):
@@ -70,55 +78,52 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
                 return await self._undo(action.path)
 
     async def _view(self, path: str, view_range: list[int] | None) -> str:
-        try:
-            return f"Here's the result of running `cat -n` on {path}:\n{numbered(await self._read(path), view_range)}"
-        except _NotAFile as error:
-            if error.kind != "directory":
-                raise
-        find = "find . -mindepth 1 -maxdepth 2 -not -path '*/.*' -printf '%P\\n' | LC_ALL=C sort"
-        listing = await self._ask(f"(cd -- {shlex.quote(path)} && {find})")
-        return f"Files and directories up to 2 levels deep in {path}, without hidden ones:\n{listing}"
+        kind = await self._kind(path)
+        if kind == "directory":
+            find = "find . -mindepth 1 -maxdepth 2 -not -path '*/.*' -printf '%P\\n' | LC_ALL=C sort"
+            listing = await self._ask(f"(cd -- {shlex.quote(path)} && {find})")
+            return f"Files and directories up to 2 levels deep in {path}, without hidden ones:\n{listing}"
+        text = await self._read(path, kind=kind)
+        return f"Here's the result of running `cat -n` on {path}:\n{numbered(text, view_range)}"
 
     async def _create(self, path: str, text: str) -> str:
-        kind = await self._kind(path)
-        if kind != "missing":
+        if await self._kind(path) != "missing":
             raise EditRefused(f"Cannot create {path}: it is there already, or its directory cannot be written.")
-        await self._sandbox.write_file(path, text.encode())
+        await self._write(path, text)
         return f"File created successfully at: {path}"
 
     async def _edit(self, path: str, text: str, edited: str, snippet: str) -> str:
-        await self._sandbox.write_file(path, edited.encode())
+        await self._write(path, edited)
         self._history.setdefault(path, []).append(text)
         return f"The file {path} has been edited. Here's the result of running `cat -n` on a snippet of it:\n{snippet}"
 
     async def _undo(self, path: str) -> str:
-        await self._read(path)
         history = self._history.get(path)
         if not history:
             raise EditRefused(f"No edit history found for {path}.")
-        await self._sandbox.write_file(path, history.pop().encode())
+        await self._write(path, history.pop())
         return f"Last edit to {path} undone successfully."
 
-    async def _read(self, path: str) -> str:
+    async def _read(self, path: str, *, kind: str | None = None) -> str:
+        kind = kind or await self._kind(path)
+        if kind == "missing":
+            raise EditRefused(f"The path {path} does not exist. Please provide a valid path.")
+        if kind != "text":
+            raise EditRefused(f"The path {path} is not a file of at most {_MAX_FILE_BYTES} bytes; use the terminal.")
         try:
-            data = await self._sandbox.read_file(path)
-        except FileMissing as error:
-            raise _NotAFile(path, await self._kind(path)) from error
-        if len(data) > _MAX_FILE_BYTES:
-            raise EditRefused(f"{path} is too large ({len(data)} bytes); use the terminal.")
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
+            return (await self._sandbox.read_file(path)).decode()
+        except (FileMissing, UnicodeDecodeError) as error:
             raise EditRefused(f"{path} is not a text file.") from error
 
+    async def _write(self, path: str, text: str) -> None:
+        try:
+            await self._sandbox.write_file(path, text.encode())
+        except ValueError as error:
+            raise EditRefused(f"Cannot write {path}: {error}") from error
+
     async def _kind(self, path: str) -> str:
-        """`directory`, `other` (anything else that is there, or cannot be made) or `missing`."""
-        command = (
-            'if [ -d "$p" ]; then echo directory; elif [ -e "$p" ] || [ -L "$p" ]; then echo other; else '
-            'd="$p"; while d="$(dirname -- "$d")"; [ ! -e "$d" ]; do :; done; '
-            'if [ -d "$d" ] && [ -w "$d" ]; then echo missing; else echo other; fi; fi'
-        )
-        return await self._ask(f"p={shlex.quote(path)}; {command}")
+        """`directory`, `text` (a file of a size to edit), `missing` (and can be made), or anything else."""
+        return await self._ask(f"p={shlex.quote(path)}; most={_MAX_FILE_BYTES}\n{_KIND}")
 
     async def _ask(self, command: str) -> str:
         """Run a command in a shell apart from the policy's, which may be in any state."""
@@ -127,13 +132,6 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
 
     def _cap(self, text: str) -> str:
         return cap_middle(text, self._limits.observation_limit_chars)
-
-
-class _NotAFile(EditRefused):
-    def __init__(self, path: str, kind: str) -> None:
-        self.kind = kind
-        reason = "does not exist" if kind == "missing" else "is not a regular file"
-        super().__init__(f"The path {path} {reason}. Please provide a valid path.")
 
 
 class SandboxEditorTool(ToolDefinition[SandboxEditorAction, SandboxEditorObservation]):
