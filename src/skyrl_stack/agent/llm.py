@@ -67,7 +67,9 @@ class TokenLLM(LLM):
         self._hear(messages, tools)
         if self._tokens.room <= 0:
             raise self._overflow()
-        completion = self._bridge.call("model", self._policy.sample(self._tokens.ids, max_tokens=self._tokens.room))
+        completion = self._bridge.call(
+            "model", self._policy.sample(list(self._tokens.ids), max_tokens=self._tokens.room)
+        )
         self._tokens.append_sampled(completion)
         self._turns += 1
         turn = self._read(completion)
@@ -84,7 +86,7 @@ class TokenLLM(LLM):
         Only its messages count, not their position: OpenHands drops a turn whose call is malformed from its
         history, and keeps the error message. The sampled turn stays in the stream.
         """
-        said = [_plain(message) for message in messages if message["role"] != "assistant"]
+        said = [entry for message in messages if message["role"] != "assistant" for entry in _plain(message)]
         known = len(self._said)
         if said[:known] != self._said:
             raise RuntimeError("OpenHands rewrote the history of the conversation; its tokens cannot be")
@@ -107,12 +109,16 @@ class TokenLLM(LLM):
         return LLMContextWindowExceedError(f"the context of {self.max_input_tokens} tokens is full")
 
 
-def _plain(message: Message) -> Message:
-    """Role and text of a message, which is all that a chat template shows."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "\n".join(part["text"] for part in content if part.get("type") == "text")
-    return {"role": message["role"], "content": content}
+def _plain(message: Message) -> list[Message]:
+    """Role and text of a message, which is all that a chat template shows.
+
+    Each part of a user's message counts as a message: once the turn between them is dropped, OpenHands joins two
+    messages of the user into one of two parts.
+    """
+    role, content = message["role"], message.get("content") or ""
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    texts = parts if role == "user" else ["\n".join(parts)]
+    return [{"role": role, "content": text} for text in texts]
 
 
 def _for_policy(tool: Tool) -> Tool:

@@ -1,0 +1,173 @@
+"""Episodes from a sandbox to a recorded reward, played by scripts in real sandboxes."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playground import TOKENIZER, WatchedSandboxes, play, playground, profile, sandboxes
+
+from skyrl_stack.agent.calls import render_call
+from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.agent.policy import Completion
+from skyrl_stack.agent.scripted import ScriptedPolicy
+from skyrl_stack.agent.tokens import Trajectory
+from skyrl_stack.episode.record import Episode
+from skyrl_stack.errors import ModelUnavailable, SandboxLost, SandboxStartFailed
+from skyrl_stack.run_directory import RunDirectory
+
+pytestmark = pytest.mark.podman
+
+FIX = render_call(
+    "file_editor", command="str_replace", path="/testbed/sums.py", old_str="return a - b", new_str="return a + b"
+)
+LOOK = render_call("terminal", command="cat sums.py")
+FINISH = render_call("finish", message="done")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    playground()
+    return RunDirectory.create(tmp_path, profile())
+
+
+def played(script: Any, directory: RunDirectory, **agent: Any) -> tuple[Episode, Trajectory]:
+    async def run() -> tuple[Episode, Trajectory]:
+        async with sandboxes() as provider:
+            return await play(script, directory, provider, **agent)
+
+    return asyncio.run(run())
+
+
+def recorded(directory: RunDirectory) -> Episode:
+    (file,) = directory.episodes.glob("*.json")
+    return Episode.model_validate_json(file.read_text())
+
+
+def sampled_text(trajectory: Trajectory) -> str:
+    ids = [i for i, sampled in zip(trajectory.response_ids, trajectory.response_mask, strict=True) if sampled]
+    return TOKENIZER.decode(ids)
+
+
+def test_a_fix_is_rewarded_and_all_of_it_recorded(directory: RunDirectory) -> None:
+    episode, trajectory = played([LOOK, FIX, FINISH], directory)
+    assert (episode.outcome, episode.reward, episode.error) == (Outcome.FINISHED, 1.0, None)
+    assert "+    return a + b" in (episode.patch or "")
+    assert set(episode.seconds) == {"start", "agent", "model", "tools", "patch", "grade"}
+    assert (episode.turns, episode.sampled_tokens) == (3, sum(trajectory.response_mask))
+    assert recorded(directory) == episode
+    assert Trajectory.model_validate_json(directory.trajectory_file(episode.id).read_text()) == trajectory
+    assert sampled_text(trajectory) == "".join(f"{turn}<|im_end|>" for turn in (LOOK, FIX, FINISH))
+    assert "return a - b\n[exit code 0]\n</tool_response>" in TOKENIZER.decode(trajectory.response_ids)
+
+
+@pytest.mark.parametrize(
+    ("script", "agent", "outcome"),
+    [
+        ([FINISH], {}, Outcome.FINISHED),
+        (["I would rather not."], {}, Outcome.PLAIN_TEXT),
+        ([LOOK] * 9, {"max_steps": 3}, Outcome.STEP_LIMIT),
+        ([LOOK] * 99, {"max_steps": 99, "context_tokens": 2200}, Outcome.CONTEXT_EXCEEDED),
+        (["talk " * 2000], {"context_tokens": 2200}, Outcome.CONTEXT_EXCEEDED),
+        ([LOOK], {"context_tokens": 256}, Outcome.CONTEXT_EXCEEDED),
+        ([render_call("terminal", command="sleep 60")], {"episode_timeout_s": 2}, Outcome.TIMED_OUT),
+    ],
+)
+def test_every_end_is_an_outcome_and_is_graded(
+    directory: RunDirectory, script: list[str], agent: dict[str, Any], outcome: Outcome
+) -> None:
+    episode, trajectory = played(script, directory, **agent)
+    assert (episode.outcome, episode.reward, episode.error) == (outcome, 0.0, None)
+    assert len(trajectory.response_mask) == len(trajectory.response_ids) == len(trajectory.response_log_probs)
+    assert len(trajectory.prompt_ids) + len(trajectory.response_ids) <= agent.get("context_tokens", 20_000) or (
+        trajectory.response_ids == []
+    )
+
+
+def test_what_was_fixed_before_the_end_counts(directory: RunDirectory) -> None:
+    episode, _ = played([FIX, LOOK, LOOK], directory, max_steps=3)
+    assert (episode.outcome, episode.reward) == (Outcome.STEP_LIMIT, 1.0)
+
+
+def test_mistakes_are_told_and_stay_in_the_trajectory(directory: RunDirectory) -> None:
+    script = [
+        "<tool_call>\n{bad json}\n</tool_call>",
+        render_call("browser", url="http://example.org"),
+        render_call("terminal", comand="ls"),
+        render_call("file_editor", command="view", path="relative.py"),
+        "",
+        FINISH,
+    ]
+    episode, trajectory = played(script, directory)
+    assert episode.outcome is Outcome.FINISHED
+    assert sampled_text(trajectory) == "".join(f"{turn}<|im_end|>" for turn in script)
+    shown = TOKENIZER.decode(trajectory.response_ids)
+    for told in ("not valid JSON", "Tool 'browser' not found", "Error validating tool 'terminal'", "absolute path"):
+        assert told in shown
+
+
+class Losing(ScriptedPolicy):
+    """Says its text, after the sandbox has gone."""
+
+    def __init__(self, provider: WatchedSandboxes) -> None:
+        super().__init__([LOOK, FINISH], TOKENIZER)
+        self.provider = provider
+
+    async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
+        await self.provider.started[-1].stop()
+        return await super().sample(prompt_ids, max_tokens=max_tokens)
+
+
+def test_a_lost_sandbox_is_no_reward(directory: RunDirectory) -> None:
+    async def run() -> None:
+        async with sandboxes() as provider:
+            await play(Losing(provider), directory, provider)
+
+    with pytest.raises(SandboxLost):
+        asyncio.run(run())
+    record = recorded(directory)
+    assert (record.reward, record.grade) == (None, None)
+    assert record.error and record.error.startswith("SandboxLost: ")
+
+
+def test_a_lost_model_is_no_reward(directory: RunDirectory) -> None:
+    with pytest.raises(ModelUnavailable):
+        played([LOOK], directory)
+    record = recorded(directory)
+    assert (record.outcome, record.reward) == (None, None)
+    assert record.error and record.error.startswith("ModelUnavailable: ")
+
+
+def test_an_image_that_is_missing_is_recorded(directory: RunDirectory) -> None:
+    without_image = playground().model_copy(update={"image": "localhost/skyrl-stack/test:missing"})
+    with pytest.raises(SandboxStartFailed):
+        played([FINISH], directory, task=without_image)
+    record = recorded(directory)
+    assert record.reward is None
+    assert record.error and "test:missing" in record.error
+
+
+def test_a_cancelled_episode_leaves_no_sandbox(directory: RunDirectory) -> None:
+    async def run() -> bool:
+        async with sandboxes() as provider:
+            sleeping = play([render_call("terminal", command="sleep 600")], directory, provider)
+            episode = asyncio.create_task(sleeping)
+            while not provider.started:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            episode.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(episode, 20)
+            return await provider.started[0].is_running()
+
+    assert asyncio.run(run()) is False
+    assert recorded(directory).error == "CancelledError: "
+
+
+def test_episodes_run_side_by_side(directory: RunDirectory) -> None:
+    async def run() -> list[Episode]:
+        async with sandboxes() as provider:
+            plays = (play([LOOK, FIX, FINISH] if fixes else [FINISH], directory, provider) for fixes in (True, False))
+            return [episode for episode, _ in await asyncio.gather(*plays)]
+
+    assert [episode.reward for episode in asyncio.run(run())] == [1.0, 0.0]
