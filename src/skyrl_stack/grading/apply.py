@@ -29,9 +29,8 @@ git reset --quiet
 git clean --quiet -fdx -- {protected}
 git diff -z --name-only HEAD -- {protected} | xargs --null --no-run-if-empty git checkout --quiet HEAD --
 """
-_GIT_DIRECTORY = re.compile(
-    r"^(?:\+\+\+|---|\*\*\*|Index:|diff --git|(?:rename|copy) to)\s.*\.git(?:/|\s|$)", re.M | re.I
-)
+_HEADER = r"(?:\+\+\+|---|\*\*\*|Index:|diff --git|(?:rename|copy) to)"
+_GIT_DIRECTORY = re.compile(rf"^{_HEADER}\s(?:.*[\s/\"])?\.git(?:[/\s]|$)", re.MULTILINE | re.IGNORECASE)
 
 
 def enters_git_directory(patch: str) -> bool:

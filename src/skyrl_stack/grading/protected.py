@@ -15,7 +15,7 @@ CONFIGURATION = (
 "Files that pytest takes plugins and options from, in any directory."
 
 
-def test_files_of(task: Task) -> tuple[str, ...]:
+def named_files(task: Task) -> tuple[str, ...]:
     """The files that the ids of the task's tests name. Ids of other runners than pytest name none."""
     ids = (*task.FAIL_TO_PASS, *task.PASS_TO_PASS)
     return tuple(sorted({test.partition("::")[0] for test in ids if "::" in test}))
@@ -25,4 +25,4 @@ def protected_pathspecs(task: Task, *, exclude: bool = False) -> list[str]:
     """git pathspecs of all that is protected; with `exclude`, of all that is not."""
     magic = ",exclude" if exclude else ""
     configuration = [f":(top,glob{magic})**/{name}" for name in CONFIGURATION]
-    return [*configuration, *(f":(top,literal{magic}){file}" for file in test_files_of(task))]
+    return [*configuration, *(f":(top,literal{magic}){file}" for file in named_files(task))]

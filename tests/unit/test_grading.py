@@ -1,0 +1,72 @@
+"""What of a patch and of a log is not believed."""
+
+import pytest
+
+from skyrl_stack.grading.apply import enters_git_directory
+from skyrl_stack.grading.protected import named_files, protected_pathspecs
+from skyrl_stack.grading.verdict import contradicts_itself, report_of
+from skyrl_stack.tasks.task import Task
+
+FIXED, KEPT = "tests/test_a.py::test_fixed[x]", "tests/sub dir/test_b.py::T::test_kept"
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task(
+        instance_id="pypi__toy-1.0",
+        repo="pypi/toy",
+        version="1.0",
+        base_commit="c0ffee",
+        image="localhost/toy:1",
+        problem_statement="It fails.",
+        patch="",
+        FAIL_TO_PASS=(FIXED,),
+        PASS_TO_PASS=(KEPT, "test_django (app.tests.T)"),
+        eval_script="#!/bin/bash\n: '>>>>> Start Test Output'\npytest\n: '>>>>> End Test Output'\n",
+        log_parser="parse_log_pytest",
+    )
+
+
+def log(*lines: str, code: int = 0) -> str:
+    body = "\n".join(lines)
+    return f"+ : '>>>>> Start Test Output'\n{body}\n+ : '>>>>> End Test Output'\n>>>>> Test Exit Code: {code}\n"
+
+
+def test_the_files_that_test_ids_name_are_protected(task: Task) -> None:
+    assert named_files(task) == ("tests/sub dir/test_b.py", "tests/test_a.py")
+    assert ":(top,literal)tests/test_a.py" in protected_pathspecs(task)
+    assert ":(top,glob,exclude)**/conftest.py" in protected_pathspecs(task, exclude=True)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["+++ b/.git/config", "--- a/x/.git/hooks/y\t2020", '+++ "b/.git/a b"', "rename to .git/x", "+++ b/.GIT/config"],
+)
+def test_a_patch_into_the_git_directory_is_seen(header: str) -> None:
+    assert enters_git_directory(f"diff -u a b\n{header}\n@@ -1 +1 @@\n-a\n+b\n")
+
+
+@pytest.mark.parametrize("header", ["+++ b/.gitignore", "+++ b/x.git/y", "+++ b/.github/a.yml", "+see .git/config"])
+def test_a_patch_beside_the_git_directory_is_fine(header: str) -> None:
+    assert not enters_git_directory(f"diff -u a b\n{header}\n@@ -1 +1 @@\n-a\n+b\n")
+
+
+def test_a_test_that_passed_and_failed_is_a_forgery(task: Task) -> None:
+    assert contradicts_itself(task, log(f"FAILED {FIXED} - assert 1 == 2", f"PASSED {FIXED}"))
+    assert contradicts_itself(task, log(f"FAILED {FIXED}") + f"PASSED {FIXED}\n")
+
+
+def test_a_failed_teardown_and_tests_of_others_are_no_forgery(task: Task) -> None:
+    assert not contradicts_itself(task, log(f"PASSED {FIXED}", f"ERROR {FIXED} - boom"))
+    assert not contradicts_itself(task, log("PASSED other.py::t", "FAILED other.py::t"))
+
+
+def test_swebench_resolves_by_all_tests(task: Task) -> None:
+    plain = task.model_copy(update={"PASS_TO_PASS": ("t.py::kept",)})
+    assert report_of(plain, log(f"PASSED {FIXED}", "PASSED t.py::kept"))["resolved"]
+    assert not report_of(plain, log(f"PASSED {FIXED}", "FAILED t.py::kept", code=1))["resolved"]
+    assert not report_of(plain, log(f"PASSED {FIXED}"))["resolved"]
+
+
+def test_swebench_gives_no_verdict_where_no_failure_explains_the_exit_code(task: Task) -> None:
+    assert "tests_status" not in report_of(task, log(f"PASSED {FIXED}", code=137))
