@@ -15,8 +15,8 @@ class SandboxSpec(BaseModel):
 
     image: str = Field(min_length=1)
     "Image reference, passed to Podman verbatim."
-    workdir: str = "/testbed"
-    "Directory in which a new shell starts; must exist in the image."
+    workdir: str | None = "/testbed"
+    "Directory in which a new shell starts; must exist in the image. None is the image's own."
     environment: dict[str, str] = Field(default_factory=dict)
     "Variables added to those of the image."
     cpus: float | None = Field(default=None, gt=0)

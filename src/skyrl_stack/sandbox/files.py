@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import tarfile
 import time
 from pathlib import PurePosixPath
@@ -95,7 +94,8 @@ def _stat(client: PodmanClient, container: str, path: str) -> tuple[str, _Stat] 
             client.api.get(f"/containers/{container}/json").raise_for_status()  # which of the two is not there?
             return None
         answer.raise_for_status()
-        stat = _Stat.model_validate(json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"])))
+        described = base64.urlsafe_b64decode(answer.headers["X-Docker-Container-Path-Stat"])
+        stat = _Stat.model_validate_json(described)
         if stat.linkTarget in ("", path):
             return path, stat
         path = stat.linkTarget

@@ -34,10 +34,10 @@ _CELL_PROCESSES = 512
 class PodmanSandbox:
     """A container. Its process 1 does nothing but reap, so that a `kill -9 -1` in it leaves it alive."""
 
-    def __init__(self, service: PodmanService, identifier: str, workdir: str, output_limit: int) -> None:
+    def __init__(self, service: PodmanService, identifier: str, workdir: str | None, output_limit: int) -> None:
         self.id = identifier
         self._service = service
-        self._workdir = workdir
+        self._workdir = workdir or "."  # where Podman starts a process in that container
         self._output_limit = output_limit
         self._shells: dict[str, Shell] = {}
         self._control = Shell(service, identifier, "control", workdir="/", output_limit=4096, kill=self._unkillable)
@@ -206,7 +206,7 @@ class PodmanSandboxes:
             mounts=[{"type": "bind", "source": find_program("catatonit"), "target": _INIT, "read_only": True}],
             network_mode=spec.network,
             ulimits=self._limits(spec),
-            working_dir=spec.workdir,
+            **({"working_dir": spec.workdir} if spec.workdir else {}),
         )
         container.start()
 

@@ -1,0 +1,96 @@
+"""The runtime's process: `python -m skyrl_stack.runtime --run-dir DIR` serves sandboxes until the run ends."""
+
+import argparse
+import asyncio
+import logging
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+from skyrl_stack.errors import PeerLost, SandboxLost, StackError
+from skyrl_stack.presence import Presence
+from skyrl_stack.run_directory import Endpoint, RunDirectory, publish
+from skyrl_stack.runtime.server import serving
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+
+LOG = logging.getLogger("skyrl_stack.runtime")
+_WATCH_INTERVAL_S = 1.0
+
+
+class Runtime:
+    """One runtime, from its first heartbeat to its last."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._stop = asyncio.Event()
+        self._lost: str | None = None
+
+    async def run(self) -> None:
+        """Serve until a signal, the trainer's end or a loss.
+
+        Raises:
+            PeerLost: the trainer or the launcher is gone without having ended.
+            SandboxLost: Podman's service died.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+        def lost(reason: str) -> None:
+            self._lost = reason
+            loop.call_soon_threadsafe(self._stop.set)
+
+        with Presence(self.directory, "runtime", "trainer", lost) as presence:
+            await self._serve(presence)
+            trainer = self.directory.heartbeat("trainer")
+            if self._lost and not (trainer and trainer.state == "ended"):
+                raise PeerLost(self._lost)
+
+    async def _serve(self, presence: Presence) -> None:
+        profile, launch = self.directory.profile(), self.directory.launch()
+        token = secrets.token_urlsafe(32)
+        endpoint_file = self.directory.endpoint_file("runtime")
+        provider = PodmanSandboxes(
+            launch.launch_id,
+            image_stores=[image_store_path()],
+            run_directory=str(self.directory.path),
+            output_limit=profile.runtime.output_limit_kb * 1024,
+            places=profile.runtime.max_sandboxes,
+        )
+        async with provider as sandboxes, serving(sandboxes, profile.runtime, token) as url:
+            publish(endpoint_file, Endpoint(launch_id=launch.launch_id, url=url, token=token), mode=0o600)
+            try:
+                presence.ready()
+                LOG.info("ready at %s, for %d sandboxes", url, profile.runtime.max_sandboxes)
+                await self._until_stopped(sandboxes)
+                LOG.info("stopping: %s", self._lost or "asked to")
+            finally:
+                endpoint_file.unlink(missing_ok=True)
+
+    async def _until_stopped(self, sandboxes: PodmanSandboxes) -> None:
+        while not self._stop.is_set():
+            try:
+                await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
+            except TimeoutError:
+                if not sandboxes.is_alive:
+                    raise SandboxLost("Podman's service died, and every sandbox with it") from None
+
+
+def main() -> int:
+    """The process's entry point; 1 and one line on standard error when it fails."""
+    parser = argparse.ArgumentParser(prog="skyrl_stack.runtime", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        asyncio.run(Runtime(RunDirectory.open(arguments.run_dir)).run())
+    except StackError as error:
+        print(f"runtime: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

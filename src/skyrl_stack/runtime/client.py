@@ -1,0 +1,140 @@
+"""The runtime's client: sandboxes as `SandboxProvider` and `Sandbox` define them, on another machine perhaps."""
+
+import secrets
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from skyrl_stack.errors import InfrastructureError, RuntimeUnavailable, SandboxLost
+from skyrl_stack.run_directory import Endpoint
+from skyrl_stack.runtime.wire import API_KEY, ERRORS, SESSION_KEY, BashOutput, BashRequest, RuntimeInfo, StartRequest
+from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+
+_CONNECT_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 3600.0
+"A start waits for a place; how long is the server's business."
+_CALL_TIMEOUT_S = 120.0
+"For a call, beyond the time that its command may take."
+
+
+class RuntimeClient:
+    """Starts sandboxes by the runtime at `endpoint`. Belongs to the event loop that first uses it.
+
+    Nothing is sent twice: a command that may have run is not run again.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._url = endpoint.url
+        self._headers = {API_KEY: endpoint.token}
+        # No proxy: the runtime is on this machine or this cluster. Connections are dropped before the server would.
+        self._http = httpx.AsyncClient(
+            trust_env=False,
+            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=60),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def start(self, spec: SandboxSpec) -> "RemoteSandbox":
+        """See `SandboxProvider.start`."""
+        body = StartRequest(session_id=secrets.token_hex(16), **spec.model_dump(exclude_none=True))
+        answer = await self.control("POST", "/start", body.model_dump(exclude_none=True), timeout_s=_START_TIMEOUT_S)
+        return RemoteSandbox(self, RuntimeInfo.model_validate(answer))
+
+    async def control(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> Any:
+        """One call of the control plane."""
+        answer = await self.send(method, f"{self._url}{path}", headers=self._headers, json=body, timeout_s=timeout_s)
+        return answer.json()
+
+    async def send(self, method: str, url: str, timeout_s: float, **request: Any) -> httpx.Response:
+        """One request.
+
+        Raises:
+            RuntimeUnavailable: no answer, or one that is no error of ours.
+            Exception: the error that the answer names, of `wire.ERRORS`.
+        """
+        try:
+            timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+            answer = await self._http.request(method, url, timeout=timeout, **request)
+        except httpx.HTTPError as error:
+            raise RuntimeUnavailable(f"runtime at {url}: {type(error).__name__}: {error}") from error
+        if answer.is_success:
+            return answer
+        raise _named_error(answer)
+
+
+class RemoteSandbox:
+    """A sandbox of a runtime."""
+
+    def __init__(self, runtime: RuntimeClient, info: RuntimeInfo) -> None:
+        self.id = info.runtime_id
+        self._runtime = runtime
+        self._info = info
+        self._headers = {SESSION_KEY: info.session_api_key}
+
+    async def run(
+        self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
+    ) -> CommandResult:
+        """See `Sandbox.run`."""
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s = {timeout_s}: must be positive")
+        body = BashRequest(command=command, timeout=timeout_s, shell=shell, cwd=cwd)
+        answer = await self._call(
+            "POST", "/api/bash/execute_bash_command", json=body.model_dump(), timeout_s=timeout_s + _CALL_TIMEOUT_S
+        )
+        output = BashOutput.model_validate_json(answer.content)
+        return CommandResult.model_validate(output.model_dump(include=set(CommandResult.model_fields)))
+
+    async def read_file(self, path: str) -> bytes:
+        """See `Sandbox.read_file`."""
+        answer = await self._call("GET", "/api/file/download", params={"path": path})
+        return answer.content
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """See `Sandbox.write_file`."""
+        await self._call("POST", "/api/file/upload", params={"path": path}, files={"file": ("file", data)})
+
+    async def stop(self) -> None:
+        """See `Sandbox.stop`."""
+        try:
+            await self._runtime.control("POST", "/stop", {"runtime_id": self.id})
+        except (LookupError, InfrastructureError):
+            return  # gone already, or it goes when its lease or its runtime ends
+
+    async def _call(
+        self, method: str, path: str, *, timeout_s: float = _CALL_TIMEOUT_S, **request: Any
+    ) -> httpx.Response:
+        url = f"{self._info.url}{path}"
+        try:
+            return await self._runtime.send(method, url, timeout_s, headers=self._headers, **request)
+        except RuntimeUnavailable as error:
+            await self._require_alive(error)
+            raise
+
+    async def _require_alive(self, error: RuntimeUnavailable) -> None:
+        """Tell a sandbox that is gone, whose port nobody answers any more, from a runtime that is."""
+        try:
+            await self._runtime.control("GET", f"/sessions/{self._info.session_id}")
+        except LookupError:
+            raise SandboxLost(f"sandbox {self.id} was stopped, or its lease ended") from error
+
+
+def _named_error(answer: httpx.Response) -> Exception:
+    try:
+        body = answer.json()
+        kind, detail = ERRORS.get(body["error"], RuntimeUnavailable), body["detail"]
+    except (ValueError, KeyError, TypeError):
+        kind, detail = RuntimeUnavailable, answer.text[:200]
+    return kind(detail if kind is not RuntimeUnavailable else f"runtime answered {answer.status_code}: {detail}")

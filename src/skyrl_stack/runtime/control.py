@@ -1,0 +1,54 @@
+"""The control plane: OpenHands' runtime API. One-line routes; `front.py` has checked the token."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from skyrl_stack.runtime.disconnect import unless_disconnected
+from skyrl_stack.runtime.failures import answer_failures
+from skyrl_stack.runtime.leases import Leases
+from skyrl_stack.runtime.wire import RuntimeInfo, RuntimeRequest, StartRequest
+
+
+def control_plane(leases: Leases) -> FastAPI:
+    """The application that starts and ends sandboxes."""
+    app = FastAPI(openapi_url=None)
+    answer_failures(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "sandboxes": len(leases)}
+
+    @app.post("/start")
+    async def start(body: StartRequest, request: Request) -> RuntimeInfo:
+        lease = await unless_disconnected(request, leases.start(body))
+        return lease.info()
+
+    @app.get("/sessions/{session_id}")
+    async def session(session_id: str) -> RuntimeInfo:
+        lease = leases.of_session(session_id)
+        with lease.in_use():
+            return lease.info()
+
+    @app.post("/stop")
+    async def stop(body: RuntimeRequest) -> dict[str, str]:
+        await leases.end(leases.get(body.runtime_id))
+        return {"status": "stopped"}
+
+    @app.post("/pause")
+    async def pause(body: RuntimeRequest) -> dict[str, str]:
+        lease = leases.get(body.runtime_id)
+        with lease.in_use():
+            await lease.sandbox.pause()
+            lease.status = "paused"
+        return {"status": lease.status}
+
+    @app.post("/resume")
+    async def resume(body: RuntimeRequest) -> dict[str, str]:
+        lease = leases.get(body.runtime_id)
+        with lease.in_use():
+            await lease.sandbox.resume()
+            lease.status = "running"
+        return {"status": lease.status}
+
+    return app

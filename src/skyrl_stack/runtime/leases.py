@@ -1,0 +1,210 @@
+"""Leases: which sandboxes live, for how long, and on which port each one answers.
+
+Every call renews a lease; one that nobody called for its duration ends, so a client that died leaves nothing. Starts
+wait in order for one of `max_sandboxes` places.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self
+
+from skyrl_stack.errors import RuntimeUnavailable
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime.commands import Commands
+from skyrl_stack.runtime.wire import Conflict, RuntimeInfo, StartRequest, Unknown
+from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+
+LOG = logging.getLogger(__name__)
+REAP_INTERVAL_S = 0.5
+
+Listen = Callable[[], Awaitable[asyncio.Server]]
+
+
+@dataclass(eq=False)
+class Lease:
+    """A sandbox, its address and key, and when it ends."""
+
+    session_id: str
+    sandbox: PodmanSandbox
+    listener: asyncio.Server
+    host: str
+    port: int
+    duration_s: float
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    status: Literal["running", "paused"] = "running"
+
+    def __post_init__(self) -> None:
+        self.commands = Commands(self.sandbox, self.in_use)
+        self._calls = 0
+        self._deadline = time.monotonic() + self.duration_s
+
+    @property
+    def id(self) -> str:
+        return self.sandbox.id
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody called for `duration_s`. A call under way keeps it, however long it takes."""
+        return not self._calls and time.monotonic() > self._deadline
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the lease while the block runs, and for its duration from then on."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._deadline = time.monotonic() + self.duration_s
+
+    def info(self) -> RuntimeInfo:
+        return RuntimeInfo(
+            runtime_id=self.id,
+            session_id=self.session_id,
+            url=f"http://{self.host}:{self.port}",
+            session_api_key=self.key,
+            status=self.status,
+        )
+
+
+class Leases:
+    """All leases of one runtime; when the block ends so do they.
+
+    `listen` serves the data plane on one more port.
+    """
+
+    def __init__(self, sandboxes: PodmanSandboxes, section: RuntimeSection, listen: Listen) -> None:
+        self._sandboxes = sandboxes
+        self._section = section
+        self._listen = listen
+        self._places = asyncio.Semaphore(section.max_sandboxes)
+        self._leases: dict[str, Lease] = {}
+        self._starting: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        self._reaper = asyncio.create_task(self._reap())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._reaper.cancel()
+        await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values())))
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def get(self, runtime_id: str) -> Lease:
+        """The lease of a sandbox.
+
+        Raises:
+            Unknown: there is none, or no longer.
+        """
+        if runtime_id not in self._leases:
+            raise Unknown(f"no sandbox {runtime_id}; it was stopped, or its lease ended")
+        return self._leases[runtime_id]
+
+    def of_session(self, session_id: str) -> Lease:
+        """The lease that the client named.
+
+        Raises:
+            Unknown: there is none, or no longer.
+        """
+        found = self._find(lambda lease: lease.session_id == session_id)
+        if found is None:
+            raise Unknown(f"no sandbox for session {session_id}")
+        return found
+
+    def of_port(self, port: int) -> Lease | None:
+        """The lease that answers on a port."""
+        return self._find(lambda lease: lease.port == port)
+
+    async def start(self, request: StartRequest) -> Lease:
+        """Start a sandbox for a session, or find the one it has.
+
+        Raises:
+            Conflict: the session is being started by another call.
+            RuntimeUnavailable: no place became free in time.
+            SandboxStartFailed: Podman refused.
+        """
+        if existing := self._find(lambda lease: lease.session_id == request.session_id):
+            return existing
+        if request.session_id in self._starting:
+            raise Conflict(f"session {request.session_id} is being started")
+        self._starting.add(request.session_id)
+        try:
+            await self._take_place()
+            try:
+                lease = await self._create(request)
+            except BaseException:
+                self._places.release()
+                raise
+        finally:
+            self._starting.discard(request.session_id)
+        self._leases[lease.id] = lease
+        return lease
+
+    async def end(self, lease: Lease) -> None:
+        """Remove a sandbox and give its place to the next. Idempotent."""
+        if self._leases.pop(lease.id, None) is None:
+            return
+        try:
+            lease.listener.close()
+            await asyncio.shield(asyncio.gather(lease.sandbox.stop(), lease.commands.stop_all()))
+        finally:
+            self._places.release()
+
+    def _find(self, matches: Callable[[Lease], bool]) -> Lease | None:
+        return next(filter(matches, self._leases.values()), None)
+
+    async def _take_place(self) -> None:
+        try:
+            async with asyncio.timeout(self._section.start_timeout_s):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise RuntimeUnavailable(
+                f"no place for another sandbox within {self._section.start_timeout_s:g} s: "
+                f"runtime.max_sandboxes = {self._section.max_sandboxes} are alive"
+            ) from error
+
+    async def _create(self, request: StartRequest) -> Lease:
+        section = self._section
+        spec = SandboxSpec(
+            image=request.image,
+            workdir=request.directory,
+            environment=request.environment,
+            cpus=request.cpus or section.cpus,
+            memory_mb=request.memory_mb or section.memory_mb,
+            pids=request.pids or section.pids,
+            network=request.network or section.network,
+        )
+        sandbox = await self._sandboxes.start(spec)
+        try:
+            listener = await self._listen()
+        except BaseException:
+            await asyncio.shield(sandbox.stop())
+            raise
+        return Lease(
+            session_id=request.session_id,
+            sandbox=sandbox,
+            listener=listener,
+            host=section.host,
+            port=listener.sockets[0].getsockname()[1],
+            duration_s=request.lease_s or section.lease_s,
+        )
+
+    async def _reap(self) -> None:
+        """End the leases that are over."""
+        while True:
+            await asyncio.sleep(REAP_INTERVAL_S)
+            for lease in [lease for lease in self._leases.values() if lease.is_over]:
+                LOG.warning("sandbox %s: nobody called for %g s; removed", lease.id, lease.duration_s)
+                with suppress(Exception):  # one that will not go must not keep the others; the run's end takes it
+                    await self.end(lease)

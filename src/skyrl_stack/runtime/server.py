@@ -1,0 +1,89 @@
+"""The runtime server: one uvicorn server, listening on the control plane's port and on one port per sandbox."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime.front import Front
+from skyrl_stack.runtime.leases import Leases
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+
+_KEEP_ALIVE_S = 600
+"An idle connection is closed by the client: one closed by the server may break a request that is on its way."
+_GRACE_S = 3
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that opens ports while it runs, and leaves signals to the process that it is in."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def listen(self, host: str) -> asyncio.Server:
+        """Serve on one more port until the result is closed; as `startup` does it for its own."""
+        protocol: Any = self.config.http_protocol_class
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(
+            lambda: protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
+            sock=open_port(host),
+            backlog=_BACKLOG,
+        )
+
+
+def open_port(host: str) -> socket.socket:
+    """A listening socket on a free port of `host`.
+
+    Its protocol is named, because asyncio switches Nagle's delay off (40 ms per call) only where it is.
+    """
+    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    place = socket.socket(family, kind, socket.IPPROTO_TCP)
+    try:
+        place.bind(address)
+        place.listen(_BACKLOG)
+    except OSError:
+        place.close()
+        raise
+    return place
+
+
+@asynccontextmanager
+async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: str) -> AsyncIterator[str]:
+    """Serve both planes while the block runs; yields the control plane's URL. At its end every sandbox is removed."""
+    place = open_port(section.host)
+    port = place.getsockname()[1]
+    leases = Leases(sandboxes, section, lambda: server.listen(section.host))
+    server = _Server(
+        uvicorn.Config(
+            Front(leases, token=token, port=port),
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+    running = asyncio.create_task(server.serve([place]))
+    try:
+        await server.ready.wait()
+        async with leases:
+            yield f"http://{section.host}:{port}"
+    finally:
+        server.should_exit = True
+        await running
