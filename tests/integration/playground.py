@@ -1,6 +1,7 @@
 """A tiny repository with a bug, as an image and a task, and a way to play a scripted episode on it."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -9,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qwen3 import small_tokenizer
-
 from skyrl_stack.agent.policy import Policy
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent.tokens import Trajectory
@@ -39,17 +39,17 @@ GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "comm
 class WatchedSandboxes(PodmanSandboxes):
     """Podman's sandboxes, each of which a test can get at."""
 
-    started: list[PodmanSandbox]
+    started: asyncio.Queue[PodmanSandbox]
 
     async def start(self, spec: SandboxSpec) -> PodmanSandbox:
         sandbox = await super().start(spec)
-        self.started.append(sandbox)
+        self.started.put_nowait(sandbox)
         return sandbox
 
 
 def sandboxes() -> WatchedSandboxes:
     provider = WatchedSandboxes("test", image_stores=[ImageStore().path])
-    provider.started = []
+    provider.started = asyncio.Queue()
     return provider
 
 
@@ -57,7 +57,8 @@ def sandboxes() -> WatchedSandboxes:
 def playground() -> Task:
     """The task; its image is made on first use."""
     with TemporaryDirectory() as context:
-        commit = asyncio.run(_build(Path(context)))
+        commit = _make_repository(Path(context) / "testbed")
+        asyncio.run(_build(Path(context)))
     return Task(
         instance_id="test__sums-1",
         repo="test/sums",
@@ -73,19 +74,23 @@ def playground() -> Task:
     )
 
 
-async def _build(context: Path) -> str:
-    repository = context / "testbed"
-    repository.mkdir()
-    (repository / "sums.py").write_text(SOURCE)
+def _make_repository(path: Path) -> str:
+    """A repository of one commit, always the same; returns it."""
+    path.mkdir()
+    (path / "sums.py").write_text(SOURCE)
     moment = {"GIT_AUTHOR_DATE": "2020-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2020-01-01T00:00:00Z"}
     for argv in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "start")):
-        subprocess.run([*GIT, *argv], cwd=repository, check=True, env=moment | {"PATH": "/usr/bin:/bin"})
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, check=True, capture_output=True, text=True)
+        subprocess.run([*GIT, *argv], cwd=path, check=True, env=os.environ | moment)
+    return subprocess.run(
+        [*GIT, "rev-parse", "HEAD"], cwd=path, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+async def _build(context: Path) -> None:
     async with ImageStore() as store:
         base = await ensure_base(store, "auto", print)
         (context / "Containerfile").write_text(f"FROM {base}\nCOPY testbed /testbed\nWORKDIR /testbed\n")
         await store.build(context, IMAGE)
-    return head.stdout.strip()
 
 
 def profile(**agent: Any) -> Profile:

@@ -114,7 +114,8 @@ class Losing(ScriptedPolicy):
         self.provider = provider
 
     async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
-        await self.provider.started[-1].stop()
+        sandbox = await self.provider.started.get()
+        await sandbox.stop()
         return await super().sample(prompt_ids, max_tokens=max_tokens)
 
 
@@ -152,13 +153,12 @@ def test_a_cancelled_episode_leaves_no_sandbox(directory: RunDirectory) -> None:
         async with sandboxes() as provider:
             sleeping = play([render_call("terminal", command="sleep 600")], directory, provider)
             episode = asyncio.create_task(sleeping)
-            while not provider.started:
-                await asyncio.sleep(0.05)
+            sandbox = await provider.started.get()
             await asyncio.sleep(1)
             episode.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(episode, 20)
-            return await provider.started[0].is_running()
+            return await sandbox.is_running()
 
     assert asyncio.run(run()) is False
     assert recorded(directory).error == "CancelledError: "

@@ -47,6 +47,7 @@ def test_reasoning_is_apart_from_what_is_said() -> None:
         ("9" * 5000 + "\n</tool_call>", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("", "not valid JSON"),
+        ('{"name": "terminal", "arguments": {"command": "\\ud800"}}\n</tool_call>', "out of bounds"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(body: str, reason: str) -> None:

@@ -68,8 +68,11 @@ def _read_call(text: str, position: int) -> tuple[Call, int]:
     """The call whose JSON starts at `position`, and where its closing tag ends."""
     try:
         call, end = json.JSONDecoder().raw_decode(text, position)
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too large"
+        json.dumps(call, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        # Also an integer of more than 4,300 digits, deep nesting, and half of a surrogate pair, written as \ud800:
+        # JSON allows each, and OpenHands would fail on it.
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a value is out of bounds"
         raise MalformedCall(f"Malformed tool call: not valid JSON: {reason}") from error
     closed = _CLOSE.match(text, end)
     if not closed:
