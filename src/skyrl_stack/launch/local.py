@@ -18,6 +18,7 @@ from skyrl_stack.launch import processes
 from skyrl_stack.profile import Profile
 from skyrl_stack.report import read_steps
 from skyrl_stack.run_directory import Launch, Role, RunDirectory, publish
+from skyrl_stack.sandbox.sweep import sweep
 
 Say = Callable[[str], None]
 STOP_GRACE_S = 20.0
@@ -107,6 +108,7 @@ class LocalLaunch:
                 for process in reversed(self.roles):
                     processes.stop(process, grace_s=STOP_GRACE_S)
                 processes.kill_survivors(self.launch.launch_id)
+                sweep()
 
 
 @dataclass

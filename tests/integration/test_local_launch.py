@@ -1,0 +1,146 @@
+"""The product's main job on one machine: launch, two updates, a resume; then every way in which it can be ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.launch import processes
+from skyrl_stack.report import read_episodes, read_steps
+from skyrl_stack.run_directory import RunDirectory
+
+pytestmark = [pytest.mark.podman, pytest.mark.training, pytest.mark.timeout(900)]
+
+COMMAND = str(Path(sys.executable).with_name("skyrl-stack"))
+SMALL = ["--set", 'tasks.projects=["inflection"]', "--set", "tasks.per_project=2"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+def launch(workplace: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [COMMAND, "launch", "local", *SMALL, *arguments],
+        cwd=workplace,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> str:
+    try:
+        return process.communicate(timeout=timeout_s)[0]
+    finally:
+        process.kill()
+
+
+def newest(workplace: Path) -> RunDirectory:
+    return RunDirectory.latest(workplace / ".skyrl_jobs")
+
+
+def test_two_updates_and_a_resume(workplace: Path) -> None:
+    first = launch(workplace)
+    printed = finish(first, 800)
+    assert first.returncode == 0, printed
+    directory = newest(workplace)
+    steps = read_steps(directory)
+    assert [step.number for step in steps] == [1, 2]
+    assert any(step.groups[0] > 0 and step.metrics["actor/grad_norm"] > 0 for step in steps), printed
+    assert (directory.checkpoints / "latest_checkpointed_iteration.txt").read_text().strip() == "2"
+    assert str(directory.path) in printed
+    assert_nothing_is_left(directory)
+
+    second = launch(workplace, "--resume", "--set", "trainer.steps=3")
+    printed = finish(second, 800)
+    assert second.returncode == 0, printed
+    assert newest(workplace).path == directory.path
+    assert [step.number for step in read_steps(directory)] == [1, 2, 3]
+    episodes = read_episodes(directory)
+    assert len({episode.id for episode in episodes}) == len(episodes)
+    assert_nothing_is_left(directory)
+
+
+def kill_role(role: str) -> Callable[[subprocess.Popen[str], RunDirectory], None]:
+    def kill(_: subprocess.Popen[str], directory: RunDirectory) -> None:
+        os.kill(pid_of(directory, role), signal.SIGKILL)
+
+    return kill
+
+
+def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], RunDirectory], None]:
+    return lambda process, _: process.send_signal(number)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(send(signal.SIGINT), id="ctrl-c"),
+        pytest.param(send(signal.SIGKILL), id="kill-9-launcher"),
+        pytest.param(kill_role("runtime"), id="kill-9-runtime"),
+        pytest.param(kill_role("trainer"), id="kill-9-trainer"),
+    ],
+)
+def test_however_it_ends_the_other_side_ends_and_nothing_is_left(
+    workplace: Path, end: Callable[[subprocess.Popen[str], RunDirectory], None]
+) -> None:
+    process = launch(workplace, "--set", "trainer.steps=50")
+    directory = await_first_episode(workplace, process)
+    end(process, directory)
+    finish(process, 90)
+    assert process.returncode != 0
+    wait_until_gone(directory, 60)
+    subprocess.run([COMMAND, "sweep"], cwd=workplace, check=True, capture_output=True, timeout=60)
+    assert_nothing_is_left(directory)
+
+
+def await_first_episode(workplace: Path, process: subprocess.Popen[str]) -> RunDirectory:
+    """The run of `process`, as soon as an episode of it is under way in a real sandbox."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        directory = newest(workplace)
+        if directory.launch_file.is_file() and any(directory.episodes.iterdir()):
+            return directory
+        time.sleep(0.5)
+    raise AssertionError("no episode within 300 s")
+
+
+def pid_of(directory: RunDirectory, role: str) -> int:
+    """The process of `role`: the one whose command line names it and the run directory."""
+    for pid in processes.survivors(directory.launch().launch_id):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        if f"skyrl_stack.{role}" in arguments and str(directory.path) in arguments:
+            return pid
+    raise AssertionError(f"no process of the {role}")
+
+
+def wait_until_gone(directory: RunDirectory, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while processes.survivors(directory.launch().launch_id) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def assert_nothing_is_left(directory: RunDirectory) -> None:
+    launch_id = directory.launch().launch_id
+    assert [describe(pid) for pid in processes.survivors(launch_id)] == []
+    assert launch_id not in Path("/proc/self/mountinfo").read_text()
+    assert [path for path in temporary_paths() if launch_id in path.name] == []
+    assert json.loads(directory.launch_file.read_text())["launch_id"] == launch_id
+
+
+def temporary_paths() -> Iterator[Path]:
+    for folder in {Path("/tmp"), Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}:
+        yield from folder.iterdir()
+
+
+def describe(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
