@@ -1,13 +1,40 @@
 """Fixtures that several suites share."""
 
 import asyncio
+import os
+from functools import cache
+from pathlib import Path
 
 import pytest
 
+from rootfs import build_rootfs
+from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.make import make_tasks
 from skyrl_stack.profile import TasksSection
+from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.namespaces import require_user_namespaces
+from skyrl_stack.sandbox.podman_config import require_podman
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import Task, read_tasks
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A lane that cannot run fails CI; on a person's machine it is skipped, with the reason."""
+    if item.get_closest_marker("podman") and (reason := _podman_missing()):
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@cache
+def _podman_missing() -> str | None:
+    try:
+        require_podman()
+        require_user_namespaces()
+    except SetupError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +42,26 @@ def inflection_tasks() -> list[Task]:
     """Two real tasks, their images in the image store; made once per machine. For tests marked `podman`."""
     section = TasksSection(projects=("inflection",), per_project=2)
     return list(read_tasks(asyncio.run(make_tasks(section, cache_dir()))))
+
+
+@pytest.fixture(scope="session")
+def tests_cache() -> Path:
+    """A cache of the tests' own, so that their images are not a user's; kept from run to run."""
+    path = cache_dir() / "tests"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_image(tests_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with bash, git and a few programs of this machine, in the tests' cache. For tests marked `podman`."""
+    tar = tmp_path_factory.mktemp("tiny") / "rootfs.tar"
+    reference = f"localhost/skyrl/tests-tiny:{build_rootfs(tar)}"
+
+    async def ensure() -> None:
+        async with ImageStore(tests_cache / "images") as images:
+            if not await images.has(reference):
+                await images.import_rootfs(tar, reference, changes=("WORKDIR /testbed", "ENV HOME=/root"))
+
+    asyncio.run(ensure())
+    return reference

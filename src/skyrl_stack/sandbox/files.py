@@ -1,4 +1,7 @@
-"""Files of a sandbox, by the archives of Podman's API: they need nothing in the image, not even a shell."""
+"""Files of a sandbox, by the archives of Podman's API: they need nothing in the image, not even a shell.
+
+They reach what lies in the container's file system, and not what is mounted in it: /proc, /sys, /dev/shm.
+"""
 
 import base64
 import io

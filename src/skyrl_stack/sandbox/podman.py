@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from podman import PodmanClient
 from podman.errors import APIError, NotFound
@@ -34,10 +34,13 @@ _CELL_PROCESSES = 512
 class PodmanSandbox:
     """A container. Its process 1 does nothing but reap, so that a `kill -9 -1` in it leaves it alive."""
 
-    def __init__(self, service: PodmanService, identifier: str, workdir: str | None, output_limit: int) -> None:
+    def __init__(
+        self, service: PodmanService, identifier: str, workdir: str | None, *, limits: str, output_limit: int
+    ) -> None:
         self.id = identifier
         self._service = service
         self._workdir = workdir or "."  # where Podman starts a process in that container
+        self._limits = limits
         self._output_limit = output_limit
         self._shells: dict[str, Shell] = {}
         self._control = Shell(service, identifier, "control", workdir="/", output_limit=4096, kill=self._unkillable)
@@ -104,6 +107,7 @@ class PodmanSandbox:
             self.id,
             f"shell-{name}",
             workdir=self._workdir,
+            preamble=self._limits,
             output_limit=self._output_limit,
             kill=self._kill,
         )
@@ -183,7 +187,9 @@ class PodmanSandboxes:
         if self._service is None:
             raise SandboxStartFailed("the provider is closed")
         name = f"sandbox-{secrets.token_hex(6)}"
-        sandbox = PodmanSandbox(self._service, name, spec.workdir, self.output_limit)
+        sandbox = PodmanSandbox(
+            self._service, name, spec.workdir, limits=self._limits(spec), output_limit=self.output_limit
+        )
         try:
             await self._service.call(lambda client: self._create(client, name, spec))
             await sandbox.open()
@@ -205,22 +211,24 @@ class PodmanSandboxes:
             labels={LABEL: self.launch_id},
             mounts=[{"type": "bind", "source": find_program("catatonit"), "target": _INIT, "read_only": True}],
             network_mode=spec.network,
-            ulimits=self._limits(spec),
             **({"working_dir": spec.workdir} if spec.workdir else {}),
         )
         container.start()
 
-    def _limits(self, spec: SandboxSpec) -> list[dict[str, Any]]:
-        """What a rootless Podman without delegated cgroups can still limit: per process, and processes in all."""
+    def _limits(self, spec: SandboxSpec) -> str:
+        """What a rootless Podman without delegated cgroups can still limit: per process, and processes in all.
+
+        Set in the shells that run commands: in the container they would hold for the OCI runtime, which needs more,
+        and for the control shell.
+        """
         limits = []
         if spec.memory_mb:
-            limits.append({"Name": "data", "Soft": spec.memory_mb * _MIB, "Hard": spec.memory_mb * _MIB})
+            limits.append(f"-d {spec.memory_mb * 1024}")
         if spec.pids:
             most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
             wanted = spec.pids * self.places + _CELL_PROCESSES
-            count = wanted if most == resource.RLIM_INFINITY else min(wanted, most // 2)
-            limits.append({"Name": "nproc", "Soft": count, "Hard": count})
-        return limits
+            limits.append(f"-u {wanted if most == resource.RLIM_INFINITY else min(wanted, most)}")
+        return f"ulimit {' '.join(limits)}" if limits else ":"
 
     def _open(self) -> None:
         self._directory = make_private_directory(self.launch_id, self.run_directory)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from podman import PodmanClient
-from podman.errors import APIError, NotFound
+from podman.errors import APIError
 from requests import RequestException
 
 from skyrl_stack.errors import SandboxLost
@@ -79,9 +79,11 @@ class PodmanService:
             "AttachStderr": True,
         }
         answer = await self._post(f"/containers/{container}/exec", body)
-        if answer.status_code in (404, 409):
-            raise SandboxLost(f"sandbox {container} is gone")
-        identifier = _checked(answer)["Id"]
+        if answer.status_code >= 400:
+            if not await self.is_running(container):
+                raise SandboxLost(f"sandbox {container} is gone")
+            raise RuntimeError(f"Podman answered {answer.status_code}: {' '.join(answer.text.split())[-300:]}")
+        identifier = answer.json()["Id"]
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.cell.socket), limit=1024 * 1024)
         except OSError as error:
@@ -110,7 +112,7 @@ class PodmanService:
         try:
             answer = await self.call(lambda client: client.api.get(f"/containers/{container}/json"))
             return bool(_checked(answer)["State"]["Running"])
-        except (NotFound, SandboxLost):
+        except (APIError, SandboxLost):
             return False
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:

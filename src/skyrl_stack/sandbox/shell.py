@@ -42,6 +42,7 @@ class _State:
 class Shell:
     """The shell `name` of a container. One command at a time; others wait for it.
 
+    `preamble` is run first in each bash.
     `kill` is awaited with the arguments of `__skyrl_kill` to end this shell and all that came of it.
     """
 
@@ -52,6 +53,7 @@ class Shell:
         name: str,
         *,
         workdir: str,
+        preamble: str = ":",
         output_limit: int,
         kill: Callable[[int, str], Awaitable[None]],
     ) -> None:
@@ -59,6 +61,7 @@ class Shell:
         self.container = container
         self.name = name
         self.output_limit = output_limit
+        self._preamble = preamble
         self._end_processes = kill
         self._turn = asyncio.Lock()
         self._state = _State(workdir)
@@ -89,7 +92,7 @@ class Shell:
         self._generation += 1
         argv = ("/bin/bash", "--noprofile", "--norc", "-c", _DRIVER, "bash")
         bash = self._bash = await self.service.exec(self.container, argv, {"SKYRL_SHELL": self._marker})
-        streams = self._send(bash, self._state.restore(self._marker).encode())
+        streams = self._send(bash, f"{self._preamble}; {self._state.restore(self._marker)}".encode())
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
                 how = await streams.read(bash.output)

@@ -1,0 +1,346 @@
+"""What a sandbox is: one suite for Podman itself and for the client that talks to the server."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.errors import SandboxLost, SandboxStartFailed
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.run_directory import Endpoint
+from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.runtime.server import serving
+from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+
+pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+OUTPUT_LIMIT = 64 * 1024
+
+
+@dataclass
+class Backend:
+    """A provider, and the Podman behind it, through which a test takes sandboxes away."""
+
+    provider: SandboxProvider
+    podman: PodmanSandboxes
+    image: str
+
+    async def start(self, **fields: object) -> Sandbox:
+        return await self.provider.start(SandboxSpec.model_validate({"image": self.image, **fields}))
+
+    async def lose(self, sandbox: Sandbox) -> None:
+        """Kill process 1 of the sandbox behind everybody's back."""
+        assert self.podman._service
+        await self.podman._service.call(lambda client: client.containers.get(sandbox.id).kill())
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=["podman", "client→server"])
+async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
+    stores = [tests_cache / "images"]
+    async with PodmanSandboxes(secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT) as podman:
+        if request.param == "podman":
+            yield Backend(podman, podman, tiny_image)
+            return
+        async with (
+            serving(podman, RuntimeSection(), "token") as url,
+            RuntimeClient(Endpoint(launch_id="l", url=url, token="token")) as client,
+        ):
+            yield Backend(client, podman, tiny_image)
+
+
+@pytest.fixture
+async def sandbox(backend: Backend) -> AsyncIterator[Sandbox]:
+    sandbox = await backend.start()
+    yield sandbox
+    await sandbox.stop()
+
+
+async def running(sandbox: Sandbox, needle: str) -> int:
+    """How many processes of the sandbox have `needle` in their command line."""
+    count = 'n=0; for p in /proc/[0-9]*; do read -rd "" -N 4096 c < $p/cmdline; [[ $c == *$0* ]] && n=$((n+1)); done'
+    script = f"bash -c '{count}; echo $n' {needle[:2]}''{needle[2:]} 2>/dev/null"
+    return int((await sandbox.run(script, shell="observer")).stdout) - 1  # the observer's own
+
+
+async def test_streams_and_exit_code_are_apart(sandbox: Sandbox) -> None:
+    result = await sandbox.run("echo out; echo err >&2; (exit 7)")
+    assert (result.exit_code, result.stdout, result.stderr) == (7, "out\n", "err\n")
+    assert not result.timed_out
+    assert result.truncated_bytes == 0
+
+
+async def test_directory_and_environment_last(sandbox: Sandbox) -> None:
+    await sandbox.run("mkdir '/tmp/a b'; cd '/tmp/a b'; export NAME=$'two\\nlines'; function twice { echo $1$1; }")
+    result = await sandbox.run('pwd; echo "$NAME"; twice x')
+    assert result.stdout == "/tmp/a b\ntwo\nlines\nxx\n"
+
+
+async def test_starts_in_its_directory_with_its_environment(backend: Backend) -> None:
+    sandbox = await backend.start(workdir="/tmp", environment={"GREETING": "good  day"})
+    assert (await sandbox.run('pwd; echo "$GREETING"')).stdout == "/tmp\ngood  day\n"
+    assert (await sandbox.run("pwd", shell="other")).stdout == "/tmp\n"
+    await sandbox.stop()
+
+
+async def test_the_images_own_directory(backend: Backend) -> None:
+    sandbox = await backend.start(workdir=None)
+    assert (await sandbox.run("pwd")).stdout == "/testbed\n"
+    await sandbox.stop()
+
+
+async def test_cwd_is_a_cd(sandbox: Sandbox) -> None:
+    assert (await sandbox.run("pwd", cwd="/tmp")).stdout == "/tmp\n"
+    assert (await sandbox.run("pwd")).stdout == "/tmp\n"
+    missing = await sandbox.run("echo not reached", cwd="/no such place")
+    assert missing.exit_code == 1
+    assert missing.stdout == ""
+    assert "no such place" in missing.stderr
+
+
+async def test_shells_are_apart(sandbox: Sandbox) -> None:
+    await sandbox.run("cd /tmp; export A=1", shell="one")
+    assert (await sandbox.run("pwd; echo -$A-", shell="two")).stdout == "/testbed\n--\n"
+
+
+async def test_shells_run_at_the_same_time(sandbox: Sandbox) -> None:
+    await sandbox.run("mkfifo /tmp/meet")
+    reader, writer = await asyncio.gather(
+        sandbox.run("read -r word < /tmp/meet; echo $word", shell="one", timeout_s=20),
+        sandbox.run("echo hello > /tmp/meet", shell="two", timeout_s=20),
+    )
+    assert reader.stdout == "hello\n"
+    assert writer.exit_code == 0
+
+
+async def test_commands_of_one_shell_take_turns(sandbox: Sandbox) -> None:
+    results = await asyncio.gather(*(sandbox.run(f"a={n}; sleep 0.05; echo $a") for n in range(5)))
+    assert [result.stdout for result in results] == [f"{n}\n" for n in range(5)]
+
+
+async def test_text_of_any_kind(sandbox: Sandbox) -> None:
+    result = await sandbox.run("cat <<'END'\nnaïve 日本 \"$x\" '\\n' 🐍\nEND\nprintf '\\377\\0x'")
+    assert result.stdout == "naïve 日本 \"$x\" '\\n' 🐍\n\ufffd\0x"
+
+
+async def test_a_long_command(sandbox: Sandbox) -> None:
+    result = await sandbox.run(f"text='{'é' * 500_000}'; echo ${{#text}}")
+    assert result.stdout in ("500000\n", "1000000\n")  # characters, or bytes where the locale has no others
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "after"),
+    [
+        ("exec >/dev/null; echo lost", 0, 0),
+        ("cat", 0, 0),
+        ("if x", 2, 0),
+        ("echo 'unclosed", 2, 0),
+        ("set -eu; true", 0, 0),
+        ("exec true", 0, 0),
+        ("exit 3", 3, 0),
+        ("kill -9 $$", 137, 0),
+        ("break", 0, 0),
+    ],
+)
+async def test_no_command_breaks_the_shell(sandbox: Sandbox, command: str, code: int, after: int) -> None:
+    await sandbox.run("cd /tmp; export KEPT=yes")
+    assert (await sandbox.run(command, timeout_s=20)).exit_code == code
+    result = await sandbox.run("pwd; echo $KEPT")
+    assert (result.exit_code, result.stdout) == (after, "/tmp\nyes\n")
+
+
+async def test_huge_output_is_capped_in_the_middle(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    result = await sandbox.run("echo first; head -c 20000000 /dev/zero | tr '\\0' x; echo; echo last", timeout_s=60)
+    assert time.monotonic() - started < 20
+    assert result.stdout.startswith("first\nxxx")
+    assert result.stdout.endswith("xxx\nlast\n")
+    assert result.truncated_bytes == 20_000_000 + len("first\n\nlast\n") - OUTPUT_LIMIT
+    assert f"{result.truncated_bytes} bytes cut" in result.stdout
+    assert len(result.stdout) < OUTPUT_LIMIT + 100
+
+
+async def test_timeout_is_a_result_with_the_output_so_far(sandbox: Sandbox) -> None:
+    await sandbox.run("cd /tmp; export A=1")
+    started = time.monotonic()
+    result = await sandbox.run("echo before; echo problem >&2; cd /; A=2; sleep 600", timeout_s=0.5)
+    assert time.monotonic() - started < 10
+    assert (result.exit_code, result.timed_out) == (124, True)
+    assert (result.stdout, result.stderr) == ("before\n", "problem\n")
+    assert (await sandbox.run("pwd; echo $A")).stdout == "/tmp\n1\n"
+
+
+async def test_timeout_kills_every_descendant(sandbox: Sandbox) -> None:
+    command = "sleep 7771 & setsid sleep 7772 & bash -c 'setsid env -i sleep 7773 & sleep 7774' & wait"
+    result = await sandbox.run(command, timeout_s=0.7)
+    assert result.timed_out
+    for seconds in ("7771", "7772", "7773", "7774"):
+        assert await running(sandbox, seconds) == 0
+
+
+async def test_a_background_process_does_not_hold_the_answer(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    assert (await sandbox.run("sleep 7775 & echo started")).stdout == "started\n"
+    assert (await sandbox.run("exit 4")).exit_code == 4
+    assert time.monotonic() - started < 10
+    assert await running(sandbox, "7775") == 1
+
+
+async def test_a_cancelled_command_is_killed(sandbox: Sandbox) -> None:
+    command = asyncio.create_task(sandbox.run("sleep 7776", timeout_s=600))
+    await asyncio.sleep(0.5)
+    assert await running(sandbox, "7776") == 1
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    deadline = time.monotonic() + 10
+    while await running(sandbox, "7776"):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert (await sandbox.run("echo next")).stdout == "next\n"
+
+
+async def test_killing_everything_leaves_the_sandbox(sandbox: Sandbox) -> None:
+    await sandbox.run("cd /tmp")
+    await sandbox.run("kill -9 -1; kill -9 $$")
+    assert (await sandbox.run("pwd")).stdout == "/tmp\n"
+    assert (await sandbox.run("sleep 600", timeout_s=0.3)).timed_out
+
+
+async def test_a_fork_bomb_is_a_timeout(backend: Backend) -> None:
+    sandbox = await backend.start(pids=16)
+    result = await sandbox.run("bomb() { bomb | bomb & }; bomb; sleep 600", timeout_s=1)
+    assert result.timed_out
+    assert (await sandbox.run("echo alive")).stdout == "alive\n"
+    await sandbox.stop()
+
+
+async def test_memory_of_a_process_is_limited(backend: Backend) -> None:
+    sandbox = await backend.start(memory_mb=64)
+    result = await sandbox.run("head -c 300000000 /dev/zero | tail -n 1 > /dev/null")
+    assert result.exit_code != 0
+    await sandbox.stop()
+
+
+async def test_there_is_no_network(sandbox: Sandbox) -> None:
+    result = await sandbox.run("while read -r name rest; do echo $name; done < /proc/net/dev")
+    assert [line for line in result.stdout.splitlines() if ":" in line] == ["lo:"]
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\0"])
+async def test_a_nul_byte_is_refused(sandbox: Sandbox, bad: str) -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        await sandbox.run(bad)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1])
+async def test_a_timeout_is_positive(sandbox: Sandbox, timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        await sandbox.run("true", timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("path", ["/tmp/plain", "/tmp/with space/and 日本", "/testbed/new/deep/file"])
+@pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 100], ids=["empty", "text", "binary"])
+async def test_files_come_back_as_they_went(sandbox: Sandbox, path: str, data: bytes) -> None:
+    await sandbox.write_file(path, data)
+    assert await sandbox.read_file(path) == data
+    assert (await sandbox.run(f"wc -c < '{path}'")).stdout.strip() == str(len(data))
+
+
+async def test_a_large_file(sandbox: Sandbox) -> None:
+    data = secrets.token_bytes(50_000_000)
+    await sandbox.write_file("/tmp/large", data)
+    assert await sandbox.read_file("/tmp/large") == data
+
+
+async def test_writing_keeps_the_mode_and_follows_a_link(sandbox: Sandbox) -> None:
+    await sandbox.run("echo old > /tmp/tool; chmod 751 /tmp/tool; ln -s tool /tmp/link; ln -s /tmp /testbed/way")
+    await sandbox.write_file("/tmp/link", b"new")
+    assert (await sandbox.run("cat /tmp/tool; stat -c ' %a %F' /tmp/tool /tmp/link")).stdout == (
+        "new 751 regular file\n 777 symbolic link\n"
+    )
+    assert await sandbox.read_file("/testbed/way/link") == b"new"
+
+
+async def test_a_written_file_is_new(sandbox: Sandbox) -> None:
+    """A time in the past would make Python and make take the stale result of an older source."""
+    await sandbox.run("touch /tmp/before; sleep 1.1")
+    await sandbox.write_file("/tmp/after", b"")
+    assert (await sandbox.run("[[ /tmp/after -nt /tmp/before ]]")).exit_code == 0
+
+
+@pytest.mark.parametrize("path", ["/nothing/here", "/tmp", "/dev/null", "/tmp/dangling"])
+async def test_what_is_no_file_is_missing(sandbox: Sandbox, path: str) -> None:
+    await sandbox.run("ln -s /nothing /tmp/dangling")
+    with pytest.raises(FileMissing):
+        await sandbox.read_file(path)
+
+
+@pytest.mark.parametrize("path", ["relative", "", "/tmp/\0"])
+async def test_a_path_is_absolute(sandbox: Sandbox, path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        await sandbox.read_file(path)
+    with pytest.raises(ValueError, match="path"):
+        await sandbox.write_file(path, b"")
+
+
+async def test_a_directory_is_not_overwritten(sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match="not a regular file"):
+        await sandbox.write_file("/tmp", b"")
+
+
+async def test_a_lost_sandbox_is_said_at_once(backend: Backend) -> None:
+    sandbox = await backend.start()
+    command = asyncio.create_task(sandbox.run("sleep 600", timeout_s=900))
+    await asyncio.sleep(0.3)
+    started = time.monotonic()
+    await backend.lose(sandbox)
+    with pytest.raises(SandboxLost):
+        await command
+    with pytest.raises(SandboxLost):
+        await sandbox.run("true")
+    with pytest.raises(SandboxLost):
+        await sandbox.read_file("/etc/passwd")
+    with pytest.raises(SandboxLost):
+        await sandbox.write_file("/tmp/x", b"")
+    assert time.monotonic() - started < 10
+    await sandbox.stop()
+
+
+async def test_stopping_twice(backend: Backend) -> None:
+    sandbox = await backend.start()
+    await sandbox.stop()
+    await sandbox.stop()
+    with pytest.raises(SandboxLost):
+        await sandbox.run("true")
+
+
+async def test_stopping_ends_a_running_command(backend: Backend) -> None:
+    sandbox = await backend.start()
+    command = asyncio.create_task(sandbox.run("sleep 600", timeout_s=900))
+    await asyncio.sleep(0.3)
+    await sandbox.stop()
+    with pytest.raises(SandboxLost):
+        await command
+
+
+@pytest.mark.parametrize("wrong", [{"image": "localhost/no/such:image"}, {"workdir": "/no/such/directory"}])
+async def test_what_cannot_start_says_why(backend: Backend, wrong: dict[str, str]) -> None:
+    with pytest.raises(SandboxStartFailed, match="no/such"):
+        await backend.start(**wrong)
+
+
+async def test_many_at_once(backend: Backend) -> None:
+    sandboxes = await asyncio.gather(*(backend.start() for _ in range(4)))
+    results = await asyncio.gather(*(sandbox.run("touch mine; ls") for sandbox in sandboxes))
+    assert [result.stdout for result in results] == ["mine\n"] * 4
+    await asyncio.gather(*(sandbox.stop() for sandbox in sandboxes))
