@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager
 from skyrl_stack.agent.attempt import attempt
 from skyrl_stack.agent.policy import Policy
 from skyrl_stack.agent.tokens import Tokenizer, Trajectory
-from skyrl_stack.episode.record import Episode, episode_id
+from skyrl_stack.episode.record import Episode, Notes
 from skyrl_stack.episode.reward import reward
 from skyrl_stack.grading.grade import grade
-from skyrl_stack.grading.patch import extract_patch
-from skyrl_stack.profile import Profile, RuntimeSection
-from skyrl_stack.run_directory import RunDirectory, publish
+from skyrl_stack.grading.patch import REPOSITORY, extract_patch
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import RunDirectory, publish, write_atomic
 from skyrl_stack.sandbox.contract import Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.task import Task
+
+LEASE_MARGIN_S = 60.0
 
 
 async def run_episode(
@@ -35,64 +37,65 @@ async def run_episode(
     Raises:
         InfrastructureError: the episode died of something that the policy did not do. It has no reward.
     """
-    name = episode_id(task.instance_id, step=step, repetition=repetition)
-    episode = Episode(id=name, instance_id=task.instance_id, step=step, repetition=repetition)
+    notes = Notes(task, step=step, repetition=repetition)
     try:
-        async with _sandbox(task, sandboxes, profile.runtime, episode) as sandbox:
-            trajectory = await _attempt(task, sandbox, policy, tokenizer, profile, episode)
-            publish(directory.trajectory_file(name), trajectory)
-            with episode.timed("patch"):
-                episode.patch = await extract_patch(sandbox, task)
-        with episode.timed("grade"):
-            episode.grade = await grade(
-                task, episode.patch, sandboxes, timeout_s=profile.grading.timeout_s, limits=profile.runtime
-            )
-        episode.reward = reward(episode.grade)
+        async with _sandbox(task, sandboxes, profile, notes) as sandbox:
+            trajectory = await _attempt(task, sandbox, policy, tokenizer, profile, notes)
+            write_atomic(directory.trajectory_file(notes.id), trajectory.model_dump_json().encode())
+            with notes.timed("patch"):
+                patch = await extract_patch(sandbox, task)
+            notes.add(patch=patch)
+        with notes.timed("grade"):
+            verdict = await grade(task, patch, sandboxes, timeout_s=profile.grading.timeout_s, limits=profile.runtime)
+        notes.add(grade=verdict, reward=reward(verdict))
     except BaseException as error:
-        episode.error = f"{type(error).__name__}: {error}"
+        notes.add(error=f"{type(error).__name__}: {error}")
         raise
     finally:
-        publish(directory.episode_file(name), episode)
-    return episode, trajectory
+        publish(directory.episode_file(notes.id), notes.episode())
+    return notes.episode(), trajectory
 
 
 async def _attempt(
-    task: Task, sandbox: Sandbox, policy: Policy, tokenizer: Tokenizer, profile: Profile, episode: Episode
+    task: Task, sandbox: Sandbox, policy: Policy, tokenizer: Tokenizer, profile: Profile, notes: Notes
 ) -> Trajectory:
-    with episode.timed("agent"):
+    with notes.timed("agent"):
         result = await attempt(
             task.problem_statement,
             sandbox=sandbox,
-            workdir=SandboxSpec(image=task.image).workdir,
+            workdir=REPOSITORY,
             policy=policy,
             tokenizer=tokenizer,
             limits=profile.agent,
             context_tokens=profile.model.context_tokens,
         )
-    episode.outcome = result.outcome
-    episode.turns = result.turns
-    episode.prompt_tokens = len(result.trajectory.prompt_ids)
-    episode.response_tokens = len(result.trajectory.response_ids)
-    episode.sampled_tokens = sum(result.trajectory.response_mask)
-    episode.seconds |= {"model": result.model_s, "tools": result.tools_s}
-    episode.seconds["agent"] -= result.model_s + result.tools_s
+    notes.seconds |= {"model": result.model_s, "tools": result.tools_s}
+    notes.seconds["agent"] -= result.model_s + result.tools_s
+    notes.add(
+        outcome=result.outcome,
+        turns=result.turns,
+        prompt_tokens=len(result.trajectory.prompt_ids),
+        response_tokens=len(result.trajectory.response_ids),
+        sampled_tokens=sum(result.trajectory.response_mask),
+    )
     return result.trajectory
 
 
 @asynccontextmanager
-async def _sandbox(
-    task: Task, sandboxes: SandboxProvider, sizes: RuntimeSection, episode: Episode
-) -> AsyncIterator[Sandbox]:
+async def _sandbox(task: Task, sandboxes: SandboxProvider, profile: Profile, notes: Notes) -> AsyncIterator[Sandbox]:
     """The sandbox that the policy works in; it is stopped even while the episode is being cancelled."""
+    sizes = profile.runtime
     spec = SandboxSpec(
         image=task.image,
+        workdir=REPOSITORY,
         cpus=sizes.cpus,
         memory_mb=sizes.memory_mb,
         pids=sizes.pids,
         network=sizes.network,
-        lease_s=sizes.lease_s,
+        # A single turn of the model may take the whole time of the episode.
+        lease_s=max(sizes.lease_s, profile.agent.episode_timeout_s + LEASE_MARGIN_S),
     )
-    with episode.timed("start"):
+    with notes.timed("start"):
         sandbox = await sandboxes.start(spec)
     try:
         yield sandbox

@@ -5,23 +5,21 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.grading.grade import Grade
+from skyrl_stack.tasks.task import Task
 
 Stage = Literal["start", "agent", "model", "tools", "patch", "grade"]
 
 
 class Episode(BaseModel):
-    """One rollout of one task. Exactly one of `reward` and `error` is set.
+    """One rollout of one task. Exactly one of `reward` and `error` is set."""
 
-    While the episode runs it is filled in; what is returned and written does not change any more.
-    """
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     id: str
@@ -30,7 +28,7 @@ class Episode(BaseModel):
     "Training step that the episode was made for."
     repetition: int
     "Index in the group of episodes of one task."
-    started_at: float = Field(default_factory=time.time)
+    started_at: float
     "Seconds since the epoch."
     outcome: Outcome | None = None
     "How the policy's part ended; None where it did not get that far."
@@ -45,17 +43,40 @@ class Episode(BaseModel):
     reward: float | None = None
     error: str | None = None
     "Type and message of what the episode died of; it has no reward then."
-    seconds: dict[Stage, float] = Field(default_factory=dict)
+    seconds: dict[Stage, float]
     "By stage, without overlap: `agent` is OpenHands' own time."
+
+
+class Notes:
+    """What is known of an episode that is under way."""
+
+    def __init__(self, task: Task, *, step: int, repetition: int) -> None:
+        self.id = episode_id(task.instance_id, step=step, repetition=repetition)
+        self.seconds: dict[Stage, float] = {}
+        self._facts: dict[str, Any] = {
+            "id": self.id,
+            "instance_id": task.instance_id,
+            "step": step,
+            "repetition": repetition,
+            "started_at": time.time(),
+        }
+
+    def add(self, **facts: Any) -> None:
+        """Fields of `Episode` that have become known."""
+        self._facts |= facts
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Count the time of the block under `stage`."""
+        """The time of the block is that of `stage`."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+            self.seconds[stage] = time.monotonic() - started
+
+    def episode(self) -> Episode:
+        """The record, as far as it goes."""
+        return Episode(**self._facts, seconds=self.seconds)
 
 
 def episode_id(instance_id: str, *, step: int, repetition: int) -> str:
