@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from skyrl_stack.sandbox.storage import cache_dir
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m skyrl_stack.factory", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="tasks: %(message)s", stream=sys.stdout)
+    logging.getLogger("skyrl_stack.sandbox.images").setLevel(logging.INFO)  # says when it waits for another launch
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that sandboxes and files go first
     try:
         provide(RunDirectory.open(parser.parse_args().run_dir))
     except StackError as error:
         print(f"factory: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

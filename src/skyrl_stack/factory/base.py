@@ -5,15 +5,18 @@ import hashlib
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
-import subprocess
 import tempfile
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.sandbox import namespaces
 from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 PULLED = "docker.io/library/python:3.12-slim-bookworm"
 DEBOOTSTRAP = "debootstrap"
@@ -49,8 +52,12 @@ async def ensure_base(store: ImageStore, wanted: str, say: Say) -> str:
         if await store.has(reference):
             return reference
     if await asyncio.to_thread(_is_reachable, PULLED):
-        return await _pull(store, PULLED, pulled, say)
-    say(f"base image: no way to {PULLED}, making one of Debian packages")
+        try:
+            return await _pull(store, PULLED, pulled, say)
+        except SetupError as error:
+            say(f"base image: {error}")
+    else:
+        say(f"base image: no way to {PULLED}")
     return await _bootstrap(store, bootstrapped, say)
 
 
@@ -61,7 +68,7 @@ async def _pull(store: ImageStore, reference: str, name: str, say: Say) -> str:
     if not await store.has(reference):
         say(f"base image: pulling {reference}")
         await store.pull(reference)
-    with tempfile.TemporaryDirectory() as context:
+    with tempfile.TemporaryDirectory(prefix="skyrl-base-") as context:
         (Path(context) / "Containerfile").write_text(TOOLS.format(reference=reference))
         await store.build(Path(context), name, network="host")
     return name
@@ -75,30 +82,37 @@ async def _bootstrap(store: ImageStore, name: str, say: Say) -> str:
             "no base image for tasks: install mmdebstrap (and debian-archive-keyring where this is not Debian), "
             "or name an image that can be pulled in tasks.base_image"
         )
-    say("base image: mmdebstrap")
-    with tempfile.TemporaryDirectory(prefix="skyrl-base-") as directory:
-        tar = Path(directory) / "base.tar"
-        await asyncio.to_thread(_mmdebstrap, tar)
+    say("base image: making one of Debian packages, by mmdebstrap")
+    directory = make_private_directory(secrets.token_hex(8))
+    try:
+        tar = directory / "base.tar"
+        await _mmdebstrap(directory, tar)
         await store.import_rootfs(tar, name, changes=("CMD /bin/bash",))
+    finally:
+        await asyncio.to_thread(remove_private_directory, directory)
     return name
 
 
-def _mmdebstrap(tar: Path) -> None:
+async def _mmdebstrap(directory: Path, tar: Path) -> None:
+    """As root of private namespaces, which any user can be, and which end at once with this process."""
     suite, sources = _suite()
     exclude = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD]
-    options = ["--variant=minbase", f"--include={','.join(PACKAGES)}", *exclude]
+    options = ["--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", *exclude]
+    argv = ("env", f"TMPDIR={directory}", f"HOME={directory}", "mmdebstrap", *options, suite, tar, *sources)
+    process = await asyncio.create_subprocess_exec(
+        *namespaces.command(*argv), stdin=PIPE, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+    )
+    assert process.stdin and process.stderr
     try:
-        subprocess.run(
-            ["mmdebstrap", "--quiet", *options, suite, str(tar), *map(str, sources)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=BOOTSTRAP_TIMEOUT_S,
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = str(error.stderr or error).strip().splitlines()
-        raise SetupError(f"mmdebstrap failed: {said[-1]}; `mmdebstrap {suite} /dev/null` says more") from error
+        said = await asyncio.wait_for(process.stderr.read(), BOOTSTRAP_TIMEOUT_S)
+    except TimeoutError as error:
+        raise SetupError(f"mmdebstrap took more than {BOOTSTRAP_TIMEOUT_S:.0f} s: is its mirror in reach?") from error
+    finally:
+        process.stdin.close()  # the lifeline: kills what still runs
+        await process.wait()
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        raise SetupError(f"mmdebstrap failed: {lines[-1]}; `mmdebstrap {suite} /dev/null` says more")
 
 
 def _suite() -> tuple[str, list[Path]]:
