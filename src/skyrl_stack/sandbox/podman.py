@@ -136,12 +136,14 @@ class PodmanSandbox:
         await self._control.run(f"builtin kill -{name} -1 2>/dev/null; :", timeout_s=_CONTROL_TIMEOUT_S)
 
     async def _on_files[T](self, function: Callable[[PodmanClient], T]) -> T:
+        if not await self.is_running():  # Podman would serve the files of a container that ended, too
+            raise SandboxLost(f"sandbox {self.id} is gone")
         try:
             return await self._service.call(function)
-        except (NotFound, APIError) as error:
-            if await self.is_running():
-                raise ValueError(f"Podman refused: {error.explanation or error}") from error
+        except NotFound as error:
             raise SandboxLost(f"sandbox {self.id} is gone") from error
+        except APIError as error:
+            raise ValueError(f"Podman refused: {error.explanation or error}") from error
 
 
 class PodmanSandboxes:

@@ -1,0 +1,180 @@
+"""The runtime's process: however it ends, or the trainer or the launcher does, nothing of the run is left."""
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import Endpoint, Heartbeat, Launch, RunDirectory, publish
+from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.sandbox import sweep
+from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.storage import private_root, process_start
+
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
+
+
+class Run:
+    """A run directory, the runtime's process in it, and one sandbox in which something runs."""
+
+    def __init__(self, root: Path, cache: Path, image: str) -> None:
+        profile = Profile.model_validate({"name": "test", "run": {"peer_timeout_s": 5}})
+        self.directory = RunDirectory.create(root, profile)
+        self.launch = Launch()
+        publish(self.directory.launch_file, self.launch)
+        self.private = private_root() / f"skyrl-{self.launch.launch_id}"
+        environment = os.environ | {"SKYRL_CACHE": str(cache), "SKYRL_LAUNCH_ID": self.launch.launch_id}
+        with self.directory.log("runtime").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "skyrl_stack.runtime", "--run-dir", str(self.directory.path)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.endpoint: Endpoint = self.directory.await_endpoint("runtime", 60)
+        asyncio.run(self._start_something(image))
+
+    async def _start_something(self, image: str) -> None:
+        async with RuntimeClient(self.endpoint) as client:
+            sandbox = await client.start(SandboxSpec(image=image))
+            await sandbox.run("setsid sleep 600 & echo")
+
+    def log(self) -> str:
+        return self.directory.log("runtime").read_text()
+
+    def trainer(self, state: str, *, age_s: float = 0) -> None:
+        record = {"launch_id": self.launch.launch_id, "at": time.time() - age_s, "state": state}
+        publish(self.directory.heartbeat_file("trainer"), Heartbeat.model_validate(record))
+
+    def processes(self) -> list[int]:
+        """Those whose environment or command line names the launch: the runtime's, Podman's and conmon's."""
+        name, found = self.launch.launch_id.encode(), []
+        for entry in Path("/proc").iterdir():
+            try:
+                described = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if entry.name.isdigit() and name in described and process_start(int(entry.name)) is not None:
+                found.append(int(entry.name))
+        return found
+
+    def mounts(self) -> list[str]:
+        """Mounts of the launch in any mount namespace."""
+        found = []
+        for file in Path("/proc").glob("[0-9]*/mountinfo"):
+            try:
+                found += [line for line in file.read_text().splitlines() if self.launch.launch_id in line]
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def run(tmp_path: Path, tests_cache: Path, tiny_image: str) -> Iterator[Run]:
+    run = Run(tmp_path, tests_cache, tiny_image)
+    assert len(run.processes()) > 3
+    assert run.mounts()
+    yield run
+    run.process.kill()
+    run.process.wait()
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_nothing_is_left(run: Run) -> None:
+    assert run.processes() == []
+    assert run.mounts() == []
+    assert not run.private.exists()
+    assert run.directory.endpoint("runtime") is None
+
+
+def test_its_endpoint_is_private_and_its_token_is_nowhere_else(run: Run) -> None:
+    assert stat.S_IMODE(run.directory.endpoint_file("runtime").stat().st_mode) == 0o600
+    assert stat.S_IMODE(run.private.stat().st_mode) == 0o700
+    token = run.endpoint.token.encode()
+    assert token not in run.log().encode()
+    for pid in run.processes():
+        assert token not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert token not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(run: Run, number: signal.Signals) -> None:
+    run.process.send_signal(number)
+    assert run.process.wait(20) == 0
+    assert_nothing_is_left(run)
+    heartbeat = run.directory.heartbeat("runtime")
+    assert heartbeat
+    assert heartbeat.state == "ended"
+
+
+def test_kill_9_leaves_files_alone_and_a_sweep_takes_them(run: Run) -> None:
+    run.process.kill()
+    run.process.wait()
+    eventually(lambda: run.processes() == [] and run.mounts() == [], 5)
+    assert run.private.is_dir()
+    assert run.private in [left.path for left in sweep.leftovers() if isinstance(left, sweep.LeftDirectory)]
+    sweep.sweep()
+    assert not run.private.exists()
+
+
+def test_sweeping_spares_the_living(run: Run) -> None:
+    sweep.sweep()
+    assert run.private.is_dir()
+    assert run.process.poll() is None
+
+
+def test_the_end_of_the_trainer_is_its_own(run: Run) -> None:
+    run.trainer("ended")
+    assert run.process.wait(20) == 0
+    assert_nothing_is_left(run)
+
+
+@pytest.mark.parametrize(("state", "age_s", "said"), [("failed", 0, "failed"), ("ready", 60, "silent")])
+def test_a_lost_trainer_is_a_failure(run: Run, state: str, age_s: float, said: str) -> None:
+    run.trainer(state, age_s=age_s)
+    assert run.process.wait(20) == 1
+    assert_nothing_is_left(run)
+    failure = run.directory.failure()
+    assert failure
+    assert said in failure.cause
+    assert said in run.log().splitlines()[-1]
+
+
+def test_another_launch_takes_the_directory_over(run: Run) -> None:
+    publish(run.directory.launch_file, Launch())
+    assert run.process.wait(20) == 1
+    eventually(lambda: run.processes() == [])
+    assert not run.private.exists()
+
+
+def test_the_death_of_podman_is_a_failure(run: Run) -> None:
+    podman = [pid for pid in run.processes() if Path(f"/proc/{pid}/comm").read_text() == "podman\n"]
+    os.kill(podman[0], signal.SIGKILL)
+    assert run.process.wait(20) == 1
+    assert_nothing_is_left(run)
+    assert "Podman's service died" in run.log()
+
+
+def test_what_is_no_run_directory_is_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "skyrl_stack.runtime", "--run-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == f"runtime: {tmp_path}: not a run directory (it has no profile.json)\n"
