@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyrl_stack.agent.tools.cap import cap_middle
 from skyrl_stack.agent.tools.editing import EditRefused, insert_after, numbered, replace_once
-from skyrl_stack.agent.tools.executor import cap_middle
 
 TEXT = "one\ntwo\nthree\ntwo and a half\n"
 

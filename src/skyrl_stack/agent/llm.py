@@ -1,8 +1,8 @@
 """OpenHands' language model as a stream of tokens: what is sampled is kept, what is said to it is appended."""
 
+import asyncio
 import json
 import uuid
-from collections.abc import Sequence
 from typing import Any, Self
 
 from litellm import ChatCompletionMessageToolCall
@@ -73,12 +73,12 @@ class TokenLLM(LLM):
         self._tokens.append_sampled(completion)
         self._turns += 1
         turn = self._read(completion)
-        if not turn.calls and self._tokens.room <= 0:
+        if completion.stop_reason == "length" and not turn.calls and self._tokens.room <= 0:
             raise self._overflow()
         return _response(turn)
 
     async def _atransport_call(self, **kwargs: Any) -> ModelResponse:
-        raise NotImplementedError("the bridge waits for the event loop: use conversation.run() in a thread of its own")
+        return await asyncio.to_thread(self._transport_call, **kwargs)  # the bridge waits for the loop
 
     def _hear(self, messages: list[Message], tools: list[Tool] | None) -> None:
         """Append what the environment said since the last turn.
@@ -100,8 +100,6 @@ class TokenLLM(LLM):
         try:
             return parse_turn(self._tokens.text(completion))
         except MalformedCall as error:
-            if self._tokens.room <= 0:
-                raise self._overflow() from error
             raise FunctionCallValidationError(str(error)) from error
 
     def _overflow(self) -> LLMContextWindowExceedError:
@@ -142,7 +140,7 @@ def _for_policy(tool: Tool) -> Tool:
 
 
 def _response(turn: Turn) -> ModelResponse:
-    calls: Sequence[ChatCompletionMessageToolCall] = [
+    calls = [
         ChatCompletionMessageToolCall(
             id=f"call-{uuid.uuid4().hex}",
             type="function",
@@ -150,7 +148,7 @@ def _response(turn: Turn) -> ModelResponse:
         )
         for call in turn.calls
     ]
-    message = ResponseMessage(role="assistant", content=turn.content, tool_calls=list(calls) or None)
+    message = ResponseMessage(role="assistant", content=turn.content, tool_calls=calls or None)
     if turn.reasoning:
         message.reasoning_content = turn.reasoning
     return ModelResponse(choices=[Choices(index=0, finish_reason="tool_calls" if calls else "stop", message=message)])

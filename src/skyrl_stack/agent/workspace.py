@@ -44,7 +44,7 @@ class LocalWorkspaceAdapter(LocalWorkspace):
 
     def execute_command(self, command: str, cwd: str | Path | None = None, timeout: float = 30.0) -> CommandResult:
         """Run a command in the sandbox, in a shell apart from the policy's."""
-        work = self.sandbox.run(command, timeout_s=timeout, shell="workspace", cwd=cwd and str(cwd))  # noqa: S604
+        work = self.sandbox.run(command, timeout_s=timeout, shell="workspace", cwd=cwd and str(cwd))
         result = self.bridge.call("tools", work)
         return CommandResult(
             command=command,

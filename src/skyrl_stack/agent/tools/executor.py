@@ -1,4 +1,4 @@
-"""What every tool that acts in the sandbox shares: its executor, and the cap on what it answers."""
+"""What every tool that acts in the sandbox shares: an executor that reaches it through the bridge."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING
@@ -28,12 +28,3 @@ class SandboxExecutor[A: Action, O: Observation](ToolExecutor[A, O]):
     @abstractmethod
     async def act(self, action: A) -> O:
         """Do it, on the event loop. What the policy got wrong is an observation with `is_error`, not an exception."""
-
-
-def cap_middle(text: str, limit: int) -> str:
-    """`text` in at most about `limit` characters: the middle is cut, and the cut says how much."""
-    if len(text) <= limit:
-        return text
-    head = (limit + 1) // 2
-    tail = limit // 2
-    return f"{text[:head]}\n[… {len(text) - limit} characters cut …]\n{text[len(text) - tail :]}"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from openhands.sdk.tool import Action, Observation, ToolDefinition, register_tool
 from pydantic import Field
 
+from skyrl_stack.agent.tools.cap import cap_middle
 from skyrl_stack.agent.tools.editing import EditRefused, insert_after, numbered, replace_once
-from skyrl_stack.agent.tools.executor import SandboxExecutor, cap_middle
+from skyrl_stack.agent.tools.executor import SandboxExecutor
 from skyrl_stack.sandbox.contract import FileMissing
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
 
     async def _ask(self, command: str) -> str:
         """Run a command in a shell apart from the policy's, which may be in any state."""
-        result = await self._sandbox.run(command, timeout_s=self._limits.command_timeout_s, shell="editor")  # noqa: S604
+        result = await self._sandbox.run(command, timeout_s=self._limits.command_timeout_s, shell="editor")
         return result.stdout.rstrip("\n")
 
     def _cap(self, text: str) -> str:

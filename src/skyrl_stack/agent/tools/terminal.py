@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from openhands.sdk.tool import Action, Observation, ToolDefinition, register_tool
 from pydantic import Field, field_validator
 
-from skyrl_stack.agent.tools.executor import SandboxExecutor, cap_middle
+from skyrl_stack.agent.tools.cap import cap_middle
+from skyrl_stack.agent.tools.executor import SandboxExecutor
 from skyrl_stack.sandbox.contract import CommandResult
 
 if TYPE_CHECKING:
