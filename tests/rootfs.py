@@ -11,19 +11,19 @@ from pathlib import Path
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "testbed", "tmp", "var")
 SHELL_PROGRAMS = (
     *("bash", "cat", "chmod", "env", "git", "head", "id", "ln", "ls", "mkdir", "mkfifo", "mv", "rm", "seq", "setsid"),
-    *("sh", "sleep", "stat", "tail", "touch", "tr", "true", "wc"),
+    *("sleep", "stat", "tail", "touch", "tr", "true", "wc"),
 )
 
 
 def build_rootfs(tar: Path, programs: Iterable[str] = SHELL_PROGRAMS) -> str:
     """Write the tar; returns a name for its content."""
-    files = {Path("/bin/bash"): Path("/bin/bash")}
+    files = {Path("/bin/bash"), Path("/bin/sh")}
     for program in programs:
-        found = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin")
+        found = shutil.which(program, path="/usr/bin:/bin:/usr/sbin")
         assert found, f"this machine has no {program}"
-        files[Path(found)] = Path(found)
+        files.add(Path(found))
     for binary in list(files):
-        files |= {library: library for library in _libraries(binary)}
+        files.update(_libraries(binary))
     digest = hashlib.sha256()
     with tarfile.open(tar, "w") as archive:
         for name in DIRECTORIES:

@@ -85,7 +85,6 @@ class ImageStore:
         *,
         containerfile: str = "Containerfile",
         arguments: Mapping[str, str] | None = None,
-        network: str = "none",
     ) -> None:
         """Build `containerfile` of the directory `context`. Its base must be in the store, for RUN has no network."""
 
@@ -95,7 +94,7 @@ class ImageStore:
                 dockerfile=containerfile,
                 tag=reference,
                 buildargs=dict(arguments or {}),
-                network_mode=network,
+                network_mode="NetworkDisabled",  # Buildah's word: Podman's own, `none`, is silently ignored here
                 rm=True,
                 pull=False,
             )
@@ -164,7 +163,7 @@ def _explanation(error: Any) -> str:
 def _build_output(error: BuildError) -> str:
     """The end of what a failed build printed, on one line."""
     records = [json.loads(line) for line in error.build_log or ()]
-    lines = [record.get("stream", "").strip() for record in records]
+    lines = [" ".join(record.get("stream", "").split()) for record in records]
     return f"{_last_line(error.msg or '')}: {' | '.join(filter(None, lines))[-600:]}"
 
 
