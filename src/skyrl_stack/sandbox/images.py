@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from podman import PodmanClient
 from podman.errors import APIError, BuildError
@@ -85,8 +85,9 @@ class ImageStore:
         *,
         containerfile: str = "Containerfile",
         arguments: Mapping[str, str] | None = None,
+        network: Literal["none", "host"] = "none",
     ) -> None:
-        """Build `containerfile` of the directory `context`. Its base must be in the store, for RUN has no network."""
+        """Build `containerfile` of the directory `context`. Its base must be in the store."""
 
         def build(client: PodmanClient) -> None:
             client.images.build(
@@ -94,7 +95,8 @@ class ImageStore:
                 dockerfile=containerfile,
                 tag=reference,
                 buildargs=dict(arguments or {}),
-                network_mode="NetworkDisabled",  # Buildah's word: Podman's own, `none`, is silently ignored here
+                # Buildah's word: Podman's own, `none`, is silently ignored here. The default is the cell's network.
+                network_mode="NetworkDisabled" if network == "none" else None,
                 rm=True,
                 pull=False,
             )
