@@ -202,8 +202,9 @@ FORGERY = (
     [
         ("_forge()", "TestsFailed"),  # pytest captures what is printed while it imports
         ("_forge(); import os; os._exit(0)", "TestsDidNotRun"),
-        ("import atexit; atexit.register(_forge)", "LogForged"),
-        ("import atexit, os; atexit.register(lambda: (_forge(), os._exit(0)))", "LogForged"),
+        ("import atexit; atexit.register(_forge)", "ReportForged"),
+        ("import atexit, os; atexit.register(lambda: (_forge(), os._exit(0)))", "ReportForged"),
+        ("import _pytest.python as p; p.Function.runtest = lambda self: None", "ReportForged"),
     ],
 )
 def test_a_forged_report_is_not_resolved(bench: Bench, task: Task, ending: str, reason: str) -> None:

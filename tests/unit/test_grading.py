@@ -4,7 +4,7 @@ import pytest
 
 from skyrl_stack.grading.apply import enters_git_directory
 from skyrl_stack.grading.protected import named_files, protected_pathspecs
-from skyrl_stack.grading.verdict import contradicts_itself, report_of
+from skyrl_stack.grading.verdict import is_forged, report_of
 from skyrl_stack.tasks.task import Task
 
 FIXED, KEPT = "tests/test_a.py::test_fixed[x]", "tests/sub dir/test_b.py::T::test_kept"
@@ -52,13 +52,21 @@ def test_a_patch_beside_the_git_directory_is_fine(header: str) -> None:
 
 
 def test_a_test_that_passed_and_failed_is_a_forgery(task: Task) -> None:
-    assert contradicts_itself(task, log(f"FAILED {FIXED} - assert 1 == 2", f"PASSED {FIXED}"))
-    assert contradicts_itself(task, log(f"FAILED {FIXED}") + f"PASSED {FIXED}\n")
+    assert is_forged(task, log(f"FAILED {FIXED} - assert 1 == 2", f"PASSED {FIXED}"))
+    assert is_forged(task, log(f"FAILED {FIXED}") + f"PASSED {FIXED}\n")
 
 
 def test_a_failed_teardown_and_tests_of_others_are_no_forgery(task: Task) -> None:
-    assert not contradicts_itself(task, log(f"PASSED {FIXED}", f"ERROR {FIXED} - boom"))
-    assert not contradicts_itself(task, log("PASSED other.py::t", "FAILED other.py::t"))
+    assert not is_forged(task, log(f"PASSED {FIXED}", f"ERROR {FIXED} - boom"))
+    assert not is_forged(task, log("PASSED other.py::t", "FAILED other.py::t"))
+
+
+def test_what_must_fail_has_failed_or_it_is_a_forgery(task: Task) -> None:
+    guarded = task.model_copy(update={"canary": "c.py::t"})
+    assert not is_forged(guarded, log(f"PASSED {FIXED}", "FAILED c.py::t - assert False"))
+    assert is_forged(guarded, log(f"PASSED {FIXED}", "PASSED c.py::t"))
+    assert is_forged(guarded, log(f"PASSED {FIXED}", "PASSED c.py::t", "FAILED c.py::t"))
+    assert is_forged(guarded, log(f"PASSED {FIXED}"))
 
 
 def test_swebench_resolves_by_all_tests(task: Task) -> None:

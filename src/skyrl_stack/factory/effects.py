@@ -1,7 +1,7 @@
 """Effects: what a bug does to the tests of its project, and with that whether it makes a task."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PASSING = frozenset({"PASSED", "XFAIL"})
@@ -19,21 +19,21 @@ class Effect:
     pass_to_pass: tuple[str, ...]
 
 
-def baseline(first: Statuses, second: Statuses) -> dict[str, str]:
-    """What two runs of the sound project agree on, without ids that swebench's parsers would cut at a blank."""
-    return {test: status for test, status in first.items() if second.get(test) == status and not re.search(r"\s", test)}
+def baseline(first: Statuses | None, second: Statuses | None) -> tuple[str, ...]:
+    """Tests that pass in both runs of the sound project, without ids that swebench's parsers would cut at a blank."""
+    stable = (first or {}).items() & (second or {}).items()
+    return tuple(sorted(test for test, status in stable if status in PASSING and not re.search(r"\s", test)))
 
 
-def effect(sound: Statuses, buggy: Statuses | None) -> Effect | str:
-    """What a bug does, or in a word why it makes no task."""
+def effect(sound: Sequence[str], buggy: Statuses | None) -> Effect | str:
+    """What a bug does to tests that passed, or in a word why it makes no task."""
     if buggy is None:
         return "not run"
     if any(test not in buggy for test in sound):
         return "collection broken"
-    passing = sorted(test for test, status in sound.items() if status in PASSING)
-    broken = tuple(test for test in passing if buggy[test] not in PASSING)
+    broken = tuple(test for test in sound if buggy[test] not in PASSING)
     if not broken:
         return "survived"
-    if len(broken) > max(MOST_FAILURES, MOST_FAILING_SHARE * len(passing)):
+    if len(broken) > max(MOST_FAILURES, MOST_FAILING_SHARE * len(sound)):
         return "too many failures"
-    return Effect(fail_to_pass=broken, pass_to_pass=tuple(test for test in passing if buggy[test] in PASSING))
+    return Effect(fail_to_pass=broken, pass_to_pass=tuple(test for test in sound if buggy[test] in PASSING))

@@ -15,6 +15,7 @@ from skyrl_stack.tasks.task import Task
 
 REPOSITORY = "/testbed"
 REQUIREMENTS = "/opt/requirements"
+CANARY = "test_must_fail.py"
 LOG_PARSER = "parse_log_pytest_v2"
 SHOWN_TESTS = 5
 
@@ -23,13 +24,15 @@ EVAL_SCRIPT = """\
 set -uxo pipefail
 cd {repository}
 git checkout {commit} -- {files}
+printf 'def test_must_fail():\\n    assert False\\n' > {canary}
 export PYTHONPATH={requirements} PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 TZ=UTC LC_ALL=C.UTF-8
 : '>>>>> Start Test Output'
-python3 -P -m pytest -rA --tb=no -q -p no:cacheprovider -o addopts= -o pythonpath='. src' {arguments}
+python3 -P -m pytest -rA --tb=no -q -p no:cacheprovider -o addopts= -o pythonpath='. src' {arguments} {canary}
 : '>>>>> End Test Output'
 """
 # -P and a PYTHONPATH without the repository: its files cannot stand in for pytest or for sitecustomize. It comes
-# onto the path by pytest's own option, when pytest is loaded and captures what imported code prints.
+# onto the path by pytest's own option, when pytest is loaded and captures what imported code prints. The last test
+# must fail: where it does not, the code under test has changed how tests are judged.
 
 STATEMENT = """\
 Some tests of {name} {version} fail: `{function}` in `{file}`, or something that it relies on, misbehaves.
@@ -47,6 +50,7 @@ def eval_script(project: Project, files: Sequence[str], commit: str) -> str:
         requirements=REQUIREMENTS,
         commit=commit,
         files=shlex.join(files),
+        canary=CANARY,
         arguments=shlex.join([*project.options, *files]),
     )
 
@@ -75,6 +79,7 @@ def recipe(project: Project, *, files: Sequence[str], commit: str, image: str) -
         "eval_script": eval_script(project, files, commit),
         "log_parser": LOG_PARSER,
         "eval_type": "pass_and_fail",
+        "canary": f"{CANARY}::test_must_fail",
         "FAIL_TO_PASS": (),
         "PASS_TO_PASS": (),
     }

@@ -25,8 +25,7 @@ async def find_bugs(
     Raises:
         SetupError: the project's own tests do not run, or it has too few bugs to give.
     """
-    first, second = await asyncio.gather(suite.run(), suite.run())
-    sound = baseline(first or {}, second or {})
+    sound = baseline(*await asyncio.gather(suite.run(), suite.run()))
     if not sound:
         raise SetupError(f"{project.name} {project.version}: its tests do not run on this base image")
     say(f"{project.name} {project.version}: {len(sound)} tests")

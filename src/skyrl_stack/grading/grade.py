@@ -10,12 +10,13 @@ is what stopped them, and it is not resolved; if not, the machine is to blame, a
 
 import asyncio
 import time
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxLost, SandboxStartFailed
 from skyrl_stack.grading.apply import apply_patch, enters_git_directory
-from skyrl_stack.grading.verdict import contradicts_itself, report_of
+from skyrl_stack.grading.verdict import is_forged, report_of
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.evaluation import TestRun, run_tests, specification
@@ -23,6 +24,18 @@ from skyrl_stack.tasks.task import Task
 
 ATTEMPTS = 2
 LEASE_MARGIN_S = 60.0
+
+
+Reason = Literal[
+    "Resolved",
+    "TestsFailed",
+    "EmptyPatch",
+    "PatchRefused",  # it would write into .git
+    "PatchDoesNotApply",
+    "TestsTimedOut",
+    "TestsDidNotRun",  # but do so without the patch
+    "ReportForged",
+]
 
 
 class Tally(BaseModel):
@@ -40,8 +53,7 @@ class Grade(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     resolved: bool
-    reason: str
-    "Resolved, TestsFailed, EmptyPatch, PatchRefused, PatchDoesNotApply, TestsTimedOut, TestsDidNotRun or LogForged."
+    reason: Reason
     patch_applied: bool = False
     fail_to_pass: Tally = Tally()
     pass_to_pass: Tally = Tally()
@@ -125,14 +137,13 @@ class _Trial:
 def _judge(task: Task, run: TestRun) -> Grade | None:
     if run.timed_out:
         return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
-    if contradicts_itself(task, run.log):
-        return Grade(resolved=False, reason="LogForged", patch_applied=True)
     report = report_of(task, run.log)
     if "tests_status" not in report:  # swebench found no results that it trusts
         return None
+    forged = report["resolved"] and is_forged(task, run.log)
     return Grade(
-        resolved=report["resolved"],
-        reason="Resolved" if report["resolved"] else "TestsFailed",
+        resolved=report["resolved"] and not forged,
+        reason="ReportForged" if forged else "Resolved" if report["resolved"] else "TestsFailed",
         patch_applied=True,
         fail_to_pass=_tally(report["tests_status"]["FAIL_TO_PASS"]),
         pass_to_pass=_tally(report["tests_status"]["PASS_TO_PASS"]),

@@ -77,7 +77,7 @@ async def _extract(sandbox: Sandbox, task: Task, *, attributes: str) -> bytes:
         largest=LARGEST_FILE_MB,
     )
     # Its own shell: aliases and functions of the agent's are not there.
-    done = await sandbox.run(CLEAN + shlex.quote(script), timeout_s=TIMEOUT_S, shell="extract")  # noqa: S604
+    done = await sandbox.run(CLEAN + shlex.quote(script), timeout_s=TIMEOUT_S, shell="extract")
     try:
         return await sandbox.read_file(f"{directory}/patch") if done.exit_code == 0 else b""
     except FileMissing:

@@ -34,6 +34,8 @@ class Task(BaseModel):
     eval_script: str
     log_parser: str
     eval_type: str = "pass_and_fail"
+    canary: str = ""
+    "Id of a test that must fail, or the report is not believed. Not of swebench, which ignores it."
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
