@@ -78,7 +78,7 @@ class ModelSection(Section):
     path: str = "tiny"
     "`tiny` (made here, for CPU), a directory, or a Hub name."
     seed: int = Field(default=0, ge=0)
-    sft_steps: int = Field(default=200, ge=0)
+    sft_steps: int = Field(default=300, ge=0)
     "Supervised steps on scripted traces that give the tiny model its start."
     context_tokens: int = Field(default=2048, ge=256)
     "Prompt and response together; an episode that reaches it ends with the outcome ContextExceeded."

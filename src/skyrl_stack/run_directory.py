@@ -11,6 +11,7 @@
     ├── trajectories/<id>.json    trainer    the token view of an episode
     ├── metrics/<launch>.jsonl    trainer    verl's own metrics, a line a step; a file a launch
     ├── checkpoints/              trainer    verl's own layout
+    ├── verl/                     trainer    what verl is given (rows, agent loop), and W&B's files
     ├── failure.json              any role   why the run stopped, if it did not end well
     └── logs/<role>.log           launcher   what a role printed
 
@@ -87,6 +88,7 @@ class RunDirectory:
         self.trajectories = self.path / "trajectories"
         self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
+        self.verl = self.path / "verl"
         self.failure_file = self.path / "failure.json"
         self.logs = self.path / "logs"
 
@@ -138,7 +140,7 @@ class RunDirectory:
 
     def fill(self, profile: Profile) -> None:
         """Write the profile, and make the directories that roles write to."""
-        for directory in (self.episodes, self.trajectories, self.metrics, self.checkpoints, self.logs):
+        for directory in (self.episodes, self.trajectories, self.metrics, self.checkpoints, self.verl, self.logs):
             directory.mkdir(exist_ok=True)
         for private in (self.path / "endpoints", self.path / "heartbeats"):
             private.mkdir(mode=0o700, exist_ok=True)

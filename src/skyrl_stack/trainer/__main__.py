@@ -1,0 +1,93 @@
+"""The trainer role: `python -m skyrl_stack.trainer --run-dir DIR [--resume]`.
+
+Waits for the runtime, makes or finds the model that training starts from, and hands over to verl.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from skyrl_stack.errors import RunDirectoryError, StackError
+from skyrl_stack.presence import Presence
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import RunDirectory, write_atomic
+from skyrl_stack.tasks.task import read_tasks
+from skyrl_stack.trainer import cluster, dataset, options
+from skyrl_stack.trainer.checkpoints import steps_done
+from skyrl_stack.trainer.ending import Ending
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m skyrl_stack.trainer", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="go on after the newest checkpoint")
+    arguments = parser.parse_args()
+    try:
+        train(RunDirectory.open(arguments.run_dir), resume=arguments.resume)
+    except StackError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(directory: RunDirectory, *, resume: bool) -> None:
+    """Train to the profile's last step.
+
+    Raises:
+        StackError: the runtime is gone, training cannot go on, or the directory cannot be used as asked.
+    """
+    profile, done = directory.profile(), steps_done(directory.checkpoints)
+    if done and not resume:
+        raise RunDirectoryError(f"{directory.checkpoints}: holds a checkpoint of step {done}; add --resume to go on")
+    if done >= profile.trainer.steps:
+        print(f"trainer: all {done} steps are done; raise trainer.steps to train on", flush=True)
+        return
+    ending, launch = Ending(), directory.launch()
+    with (
+        Presence(directory, "trainer", "runtime", on_lost=ending.peer_lost) as presence,
+        ending,
+        cluster.private_directory(launch.launch_id, directory.path) as private,
+    ):
+        directory.await_endpoint("runtime", profile.run.start_timeout_s)
+        _prepare(directory, profile, private)
+        presence.ready()
+        _run(directory, profile, private, ending)
+
+
+def _prepare(directory: RunDirectory, profile: Profile, private: Path) -> None:
+    """Everything verl reads: its environment, the model, the rows, and who plays an episode."""
+    token_file = cluster.write_token(private)
+    os.environ |= options.environment(profile, directory, token_file=token_file, run_id=_wandb_run_id(directory))
+    from skyrl_stack.trainer.model import ensure_model  # imports what reads the environment
+
+    ensure_model(directory, profile)
+    tasks = list(read_tasks(directory.tasks_file))
+    dataset.write_rows(tasks, directory.verl / "tasks.parquet", tasks_per_step=profile.trainer.tasks_per_step)
+    agent_loop = json.dumps(options.agent_loop_config(directory))
+    write_atomic(options.agent_loop_file(directory), agent_loop.encode())
+
+
+def _run(directory: RunDirectory, profile: Profile, private: Path, ending: Ending) -> None:
+    from skyrl_stack.trainer.verl_run import run_verl
+
+    print(f"trainer: verl from step {steps_done(directory.checkpoints) + 1} to {profile.trainer.steps}", flush=True)
+    run_verl(
+        options.verl_options(profile, directory, ray_dir=private),
+        users=options.users_options(profile),
+        ray_started=ending.take_signals,
+    )
+
+
+def _wandb_run_id(directory: RunDirectory) -> str:
+    """The W&B run of this run directory: made once, so that a resumed launch goes on in it."""
+    file = directory.verl / "wandb_run_id"
+    if not file.is_file():
+        write_atomic(file, secrets.token_hex(4).encode())
+    return file.read_text()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

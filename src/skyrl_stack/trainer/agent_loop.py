@@ -1,0 +1,128 @@
+"""verl's agent loop ⇄ our episode: verl asks for a sample, an episode is run, its tokens and reward are handed over.
+
+An infrastructure failure is raised, so verl gets no sample from it (see `groups.py` for what becomes of the group).
+"""
+
+import asyncio
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+from verl.workers.rollout.llm_server import LLMServerClient
+
+from skyrl_stack.agent.policy import Completion
+from skyrl_stack.agent.tokens import Trajectory
+from skyrl_stack.episode.episode import run_episode
+from skyrl_stack.episode.record import Episode
+from skyrl_stack.errors import ModelUnavailable, RuntimeUnavailable, attribute
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.tasks.task import Task, read_tasks
+
+
+class Surroundings:
+    """What all episodes of one process share."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.profile: Profile = directory.profile()
+        self.tasks: dict[str, Task] = {task.instance_id: task for task in read_tasks(directory.tasks_file)}
+        self.places = asyncio.Semaphore(self.profile.trainer.concurrent_episodes)
+        endpoint = directory.endpoint("runtime")
+        if endpoint is None:
+            raise RuntimeUnavailable(f"{directory.endpoint_file('runtime')}: the runtime has no endpoint any more")
+        self.runtime = RuntimeClient(endpoint)
+
+
+@cache
+def surroundings(run_directory: str) -> Surroundings:
+    """Those of this process; verl makes a new loop for each episode."""
+    return Surroundings(RunDirectory.open(Path(run_directory)))
+
+
+class RolloutPolicy:
+    """The model under training, through verl's rollout servers. One for each episode."""
+
+    def __init__(self, client: LLMServerClient, *, request_id: str, sampling: dict[str, Any], end_of_turn: int) -> None:
+        self.client = client
+        self.request_id = request_id
+        "The same for all turns, so that verl sends them to the server that holds the episode's keys and values."
+        self.sampling = sampling
+        self.end_of_turn = end_of_turn
+        self.versions: list[int] = []
+        "Versions of the weights that sampled, turn by turn."
+
+    async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
+        with attribute(ModelUnavailable, "the rollout server failed"):
+            output = await self.client.generate(
+                request_id=self.request_id,
+                prompt_ids=prompt_ids,
+                sampling_params=self.sampling | {"max_tokens": max_tokens},
+            )
+        if output.stop_reason == "aborted" or not output.token_ids or output.log_probs is None:
+            raise ModelUnavailable(f"the rollout server gave no tokens with log-probabilities ({output.stop_reason})")
+        self.versions.append(output.extra_fields.get("global_steps") or 0)
+        ended = output.token_ids[-1] == self.end_of_turn
+        return Completion(list(output.token_ids), list(output.log_probs), "stop" if ended else "length")
+
+
+class EpisodeLoop(AgentLoopBase):
+    """The agent loop that verl instantiates for each episode (`options.agent_loop_config`)."""
+
+    def __init__(self, *args: Any, run_directory: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_directory = run_directory
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
+        """Play the task of `row`, a row of `dataset.write_rows` with what verl added.
+
+        Raises:
+            InfrastructureError: there is no sample.
+        """
+        shared = surroundings(self.run_directory)
+        policy = RolloutPolicy(
+            self.server_manager,
+            request_id=f"{row['uid']}-{row['session_id']}",
+            sampling=sampling_params,
+            end_of_turn=self.tokenizer.eos_token_id,
+        )
+        async with shared.places:
+            episode, trajectory = await run_episode(
+                shared.tasks[row["instance_id"]],
+                policy=policy,
+                tokenizer=self.tokenizer,
+                sandboxes=shared.runtime,
+                profile=shared.profile,
+                directory=shared.directory,
+                step=int(row["global_steps"]),
+                repetition=int(row["session_id"]),
+            )
+        return to_output(episode, trajectory, policy.versions)
+
+
+def to_output(episode: Episode, trajectory: Trajectory, versions: list[int]) -> AgentLoopOutput:
+    """An episode as verl's sample: the same tokens, mask and log-probabilities, and the reward.
+
+    Raises:
+        ModelUnavailable: the policy sampled nothing, so there is nothing to learn from.
+    """
+    if not trajectory.response_ids:
+        raise ModelUnavailable(f"episode {episode.id} ended as {episode.outcome} before its first sampled token")
+    return AgentLoopOutput(
+        prompt_ids=trajectory.prompt_ids,
+        response_ids=trajectory.response_ids,
+        response_mask=trajectory.response_mask,
+        response_logprobs=trajectory.response_log_probs,
+        reward_score=episode.reward,
+        num_turns=episode.turns,
+        metrics=AgentLoopMetrics(
+            generate_sequences=episode.seconds.get("model", 0.0), tool_calls=episode.seconds.get("tools", 0.0)
+        ),
+        extra_fields={
+            "reward_extra_info": {},
+            "min_global_steps": min(versions),
+            "max_global_steps": max(versions),
+        },
+    )

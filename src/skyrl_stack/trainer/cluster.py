@@ -1,0 +1,44 @@
+"""What a trainer keeps on its node while it runs: Ray's sessions and token, and everybody's temporary files."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skyrl_stack.sandbox.storage import PREFIX, Owner
+
+_LONGEST_BASE = 16  # Ray puts sockets 90 characters below it, and the kernel takes 107
+
+
+@contextmanager
+def private_directory(launch_id: str, run_directory: Path) -> Iterator[Path]:
+    """A node-local directory, mode 0700, that is also TMPDIR of this process and its children in the block.
+
+    `skyrl-stack sweep` removes it if this process cannot.
+    """
+    outer = tempfile.gettempdir()
+    base = outer if len(outer) <= _LONGEST_BASE else "/tmp"
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{launch_id}-", dir=base))
+    try:
+        owner = Owner.this_process(launch_id, str(run_directory))
+        (path / "owner.json").write_text(owner.model_dump_json())
+        _use_for_temporary_files(str(path))
+        yield path
+    finally:
+        _use_for_temporary_files(outer)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_token(directory: Path) -> Path:
+    """A fresh token for Ray's own authentication; never on a command line, and unreadable for others."""
+    file = directory / "ray_token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    return file
+
+
+def _use_for_temporary_files(path: str) -> None:
+    tempfile.tempdir = os.environ["TMPDIR"] = path

@@ -1,0 +1,68 @@
+"""GRPO groups that lost episodes to infrastructure: what verl's replay buffer does with them.
+
+An episode that raised leaves no trajectory, so it can be neither rewarded nor averaged over. Its group
+
+    keeps two or more trajectories    is trained on: they are compared with each other alone
+    keeps one or none                 is dropped and a fresh task takes its place: nothing is left to compare with,
+                                      and verl would take the one reward as an advantage as it stands
+
+and `trainer.max_consecutive_failures` episodes lost in a row stop the run, so that a dead server cannot
+refill for ever.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from skyrl_stack.episode.record import Episode
+from skyrl_stack.errors import TrainingStopped
+from skyrl_stack.run_directory import RunDirectory
+
+POLL_S = 0.25
+
+
+class GroupBuffer(ReplayBuffer):
+    """verl's replay buffer for the synchronous trainer, as `trainer.v1.sampler.custom_sampler`."""
+
+    def __init__(self, *, sampler_kwargs: Any, **kwargs: Any) -> None:
+        super().__init__(
+            sampler_kwargs=sampler_kwargs,
+            poll_interval=POLL_S,
+            sync_refill_failed_groups=True,
+            gen_batch_size=1,
+            **kwargs,
+        )
+        self.directory = RunDirectory(Path(sampler_kwargs.run_directory))
+        self.trainer = self.directory.profile().trainer
+        self.lost_in_a_row = 0
+        self._counted: set[str] = set()
+
+    def _terminal_eviction_reasons(
+        self, global_steps: int, partition_id: str
+    ) -> tuple[set[str], set[str], set[str], Counter]:
+        stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)
+        if partition_id == "train":
+            failed = self._without_baseline()
+        return stale, filtered, failed, counts
+
+    def _without_baseline(self) -> set[str]:
+        """Ended groups with nothing to compare.
+
+        Raises:
+            TrainingStopped: too many episodes were lost in a row.
+        """
+        kept = Counter(key.split("_")[0] for key in self.partitions["train"])
+        ended = self.finished_keys["train"] | self.failure_keys["train"]
+        for group in ended - self._counted:
+            self.lost_in_a_row = 0 if kept[group] else self.lost_in_a_row + self.trainer.rollouts_per_task
+        self._counted = ended
+        if self.lost_in_a_row >= self.trainer.max_consecutive_failures:
+            raise TrainingStopped(f"{self.lost_in_a_row} episodes in a row failed; the last: {self._last_error()}")
+        return {group for group in ended if kept[group] < 2}
+
+    def _last_error(self) -> str:
+        records = sorted(self.directory.episodes.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        errors = (Episode.model_validate_json(file.read_bytes()).error for file in reversed(records))
+        return next((error for error in errors if error), f"see {self.directory.log('trainer')}")

@@ -1,0 +1,187 @@
+"""Pure: what verl is told, as a table of its own option names, and the environment its processes run in.
+
+verl's defaults stand unless a line here has a reason. The profile's `[trainer.verl]` table comes last and wins.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import RunDirectory
+
+AGENT_LOOP = "skyrl_episode"
+"Name under which verl finds our agent loop; `agent_loop_file` says what it is."
+Options = dict[str, Any]
+
+_OBJECT_STORE_BYTES = 512 << 20
+_MICRO_BATCH = 4
+
+
+def verl_options(profile: Profile, directory: RunDirectory, *, ray_dir: Path) -> Options:
+    """Options of verl's `ppo_trainer` config by dotted name."""
+    options = (
+        _data(profile, directory)
+        | _algorithm(profile)
+        | _rollout(profile, directory)
+        | _run(profile, directory)
+        | _ray(ray_dir)
+    )
+    if profile.trainer.device == "cpu":
+        options |= _cpu()
+    return options | users_options(profile)
+
+
+def users_options(profile: Profile) -> Options:
+    """The profile's `[trainer.verl]` by dotted name."""
+    return dict(_flat(profile.trainer.verl))
+
+
+def agent_loop_file(directory: RunDirectory) -> Path:
+    return directory.verl / "agent_loop.yaml"
+
+
+def agent_loop_config(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Content of `agent_loop_file`: what verl instantiates for each episode. (JSON is YAML.)"""
+    return [
+        {
+            "name": AGENT_LOOP,
+            "_target_": "skyrl_stack.trainer.agent_loop.EpisodeLoop",
+            "run_directory": str(directory.path),
+        }
+    ]
+
+
+def environment(profile: Profile, directory: RunDirectory, *, token_file: Path, run_id: str) -> dict[str, str]:
+    """Variables for verl, Ray and W&B; those of W&B that the user has set stay as they are."""
+    ours = {
+        "RAY_AUTH_MODE": "token",  # a cluster that runs code for whoever connects, on a machine with other users
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would end the process before our clean-up
+        "TOKENIZERS_PARALLELISM": "false",
+        "VERL_FILE_LOGGER_PATH": str(directory.metrics_file),
+    }
+    if profile.trainer.device == "cpu":
+        ours |= {
+            "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.cpu.plugin",
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl's FSDP engine is registered
+            "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other leave the cores to the sandboxes
+        }
+    offline = {} if {"WANDB_API_KEY", "WANDB_BASE_URL"} & os.environ.keys() else {"WANDB_MODE": "offline"}
+    wandb = offline | {
+        "WANDB_DIR": str(directory.verl),
+        "WANDB_RUN_ID": run_id,
+        "WANDB_RESUME": "allow",
+        "WANDB_SILENT": "true",
+    }
+    return ours | {name: value for name, value in wandb.items() if name not in os.environ}
+
+
+def _data(profile: Profile, directory: RunDirectory) -> Options:
+    context = profile.model.context_tokens
+    return {
+        "data.train_files": str(directory.verl / "tasks.parquet"),
+        "data.val_files": str(directory.verl / "tasks.parquet"),
+        "data.train_batch_size": profile.trainer.tasks_per_step,
+        "data.seed": profile.trainer.seed,
+        "data.return_raw_chat": True,
+        "data.filter_overlong_prompts": False,  # the agent builds its prompt itself
+        "data.dataloader_num_workers": 0,
+        "data.max_prompt_length": context,
+        "data.max_response_length": context,
+    }
+
+
+def _algorithm(profile: Profile) -> Options:
+    actor = "actor_rollout_ref.actor"
+    return {
+        "algorithm.adv_estimator": "grpo",
+        f"{actor}.optim.lr": profile.trainer.learning_rate,
+        f"{actor}.ppo_mini_batch_size": profile.trainer.tasks_per_step,
+        f"{actor}.ppo_micro_batch_size_per_gpu": _MICRO_BATCH,
+        f"{actor}.use_kl_loss": False,
+        f"{actor}.strategy": "fsdp2",
+        f"{actor}.data_loader_seed": profile.trainer.seed,
+        # Flash attention, which packed sequences need, has no wheel for the torch that verl pins.
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+    }
+
+
+def _rollout(profile: Profile, directory: RunDirectory) -> Options:
+    rollout, sampler = "actor_rollout_ref.rollout", "trainer.v1.sampler"
+    return {
+        "actor_rollout_ref.model.path": str(directory.model),
+        f"{rollout}.name": "vllm",
+        f"{rollout}.tensor_model_parallel_size": 1,
+        f"{rollout}.n": profile.trainer.rollouts_per_task,
+        f"{rollout}.seed": profile.trainer.seed,
+        f"{rollout}.max_model_len": profile.model.context_tokens,
+        f"{rollout}.calculate_log_probs": True,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": _MICRO_BATCH,
+        f"{rollout}.agent.num_workers": 1,  # episodes wait for sandboxes, not for this process
+        f"{rollout}.agent.default_agent_loop": AGENT_LOOP,
+        f"{rollout}.agent.agent_loop_config_path": str(agent_loop_file(directory)),
+        "reward.num_workers": 1,  # unused: the episode brings its reward
+        f"{sampler}.sync_refill_failed_groups": True,
+        f"{sampler}.custom_sampler.path": "pkg://skyrl_stack.trainer.groups",
+        f"{sampler}.custom_sampler.name": "GroupBuffer",
+        f"{sampler}.sampler_kwargs.run_directory": str(directory.path),
+    }
+
+
+def _run(profile: Profile, directory: RunDirectory) -> Options:
+    return {
+        "trainer.project_name": profile.trainer.project,
+        "trainer.experiment_name": directory.path.name,
+        "trainer.logger": ["console", "file", "wandb"],
+        "trainer.nnodes": 1,
+        "trainer.n_gpus_per_node": 1,
+        "trainer.total_training_steps": profile.trainer.steps,
+        "trainer.total_epochs": profile.trainer.steps,  # an epoch has a step at least, so this never ends it early
+        "trainer.val_before_train": False,
+        "trainer.test_freq": -1,
+        "trainer.save_freq": profile.trainer.save_every,
+        "trainer.default_local_dir": str(directory.checkpoints),
+        "trainer.resume_mode": "auto",
+    }
+
+
+def _ray(ray_dir: Path) -> Options:
+    init = "ray_kwargs.ray_init"
+    return {
+        f"{init}._temp_dir": str(ray_dir),
+        f"{init}.include_dashboard": False,
+        f"{init}.object_store_memory": _OBJECT_STORE_BYTES,
+    }
+
+
+def _cpu() -> Options:
+    """One logical GPU that is the CPU, and full precision, in which rollout and trainer agree exactly."""
+    return {
+        "trainer.device": "cpu",
+        "ray_kwargs.ray_init.num_gpus": 1,
+        "ray_kwargs.ray_init.num_cpus": 16,  # logical: verl's actors sleep most of the time
+        # The default of 8 storage units, a CPU each, waits for ever on a small machine.
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "actor_rollout_ref.rollout.name": "transformers",
+        "actor_rollout_ref.rollout.dtype": "float32",
+        "actor_rollout_ref.rollout.free_cache_engine": False,
+        "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": "fp32",
+        "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
+        "actor_rollout_ref.actor.use_torch_compile": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+    }
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of a table that may be nested: TOML reads `a.b = 1` as a table in a table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,72 @@
+"""One run of verl's own `main_ppo`, in this process and on a Ray cluster that ends with it."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from skyrl_stack.errors import ProfileError, StackError, TrainingStopped
+from skyrl_stack.trainer.options import Options
+
+
+def run_verl(options: Options, *, users: Collection[str], ray_started: Callable[[], None]) -> None:
+    """Train until verl's last step. The environment of `options.environment` must be set before the first call.
+
+    Args:
+        options: verl's options by dotted name.
+        users: those of them that the user chose, and may have misspelt.
+        ray_started: called when Ray runs, and has put its signal handlers in place of ours.
+
+    Raises:
+        ProfileError: verl has no such option.
+        TrainingStopped: verl failed, or our part in it gave up; names the cause.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+
+    class Runner:
+        """verl's task runner, which `run_ppo` makes as soon as it has started Ray."""
+
+        @staticmethod
+        def remote() -> Any:
+            ray_started()
+            return TaskRunnerV1.remote()
+
+    config = _config(options, users)
+    try:
+        run_ppo(config, task_runner_class=Runner)
+    except RayTaskError as error:
+        raise _cause(error) from error
+    except RayError as error:
+        raise TrainingStopped(f"Ray failed: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def _config(options: Options, users: Collection[str]) -> Any:
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer")
+    missing = object()
+    for key, value in options.items():
+        known = OmegaConf.select(config, key, default=missing) is not missing
+        if key in users and not known and not key.startswith("+"):
+            raise ProfileError(f"trainer.verl: verl has no option {key}; write +{key} to add one")
+        OmegaConf.update(config, key.removeprefix("+"), value, force_add=True)
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError) as error:
+        raise ProfileError(f"verl refuses the options: {error}") from error
+    return config
+
+
+def _cause(error: Any) -> StackError:
+    """The error inside Ray's wrapping: ours as it is, any other by name."""
+    cause = error.cause
+    if isinstance(cause, StackError):
+        return cause
+    last_line = (str(cause).strip() or "no message").splitlines()[-1]
+    return TrainingStopped(f"verl failed: {type(cause).__name__}: {last_line}")
