@@ -10,7 +10,7 @@ TEMPLATE = Path(__file__).parent / "data" / "qwen3_chat_template.jinja"
 CORPUS = [
     "def add(a, b):\n    return a + b\n",
     '<tool_call>\n{"name": "terminal", "arguments": {"command": "cat /testbed/a.py"}}\n</tool_call>',
-    "<tool_response>\nassistant user system function parameters properties description string required\n</tool_response>",
+    "<tool_response>\nassistant user system function parameters properties description string\n</tool_response>",
 ]
 
 

@@ -3,19 +3,23 @@
 import asyncio
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playground import TOKENIZER, play, playground, profile, sandboxes
+from playing import TOKENIZER, play, profile, sandboxes
 
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.tasks.task import Task
 
 pytestmark = pytest.mark.podman
 
+Answers = Callable[..., list[str]]
 FINISH = render_call("finish", message="done")
-FILE = "/testbed/sums.py"
+FILE = "/tmp/playground/sums.py"
+"Outside of the repository, so that there is no patch to grade."
 
 
 def terminal(command: str, **options: Any) -> str:
@@ -26,33 +30,36 @@ def editor(command: str, path: str = FILE, **options: Any) -> str:
     return render_call("file_editor", command=command, path=path, **options)
 
 
-def answers(calls: list[str], tmp_path: Path, **agent: Any) -> list[str]:
-    """What each call was answered, as the policy saw it."""
-    playground()
+@pytest.fixture
+def answers(inflection_tasks: list[Task], tmp_path: Path) -> Answers:
+    """What each call was answered, as the policy saw it; there is a small file to work on."""
+    start = terminal(f"mkdir /tmp/playground && printf 'def add(a, b):\\n    return a - b\\n' > {FILE}")
 
-    async def run() -> str:
+    async def shown(script: list[str], **agent: Any) -> str:
         async with sandboxes() as provider:
             directory = RunDirectory.create(tmp_path, profile())
-            _, trajectory = await play([*calls, FINISH], directory, provider, max_steps=len(calls) + 1, **agent)
+            task = inflection_tasks[0]
+            _, trajectory = await play(task, script, directory, provider, max_steps=len(script), **agent)
             return TOKENIZER.decode(trajectory.response_ids)
 
-    found = re.findall(r"<tool_response>\n(.*?)\n</tool_response>", asyncio.run(run()), re.DOTALL)
-    assert len(found) == len(calls)
-    return found
+    def ask(*calls: str, **agent: Any) -> list[str]:
+        text = asyncio.run(shown([start, *calls, FINISH], **agent))
+        _, *found = re.findall(r"<tool_response>\n(.*?)\n</tool_response>", text, re.DOTALL)
+        assert len(found) == len(calls)
+        return found
+
+    return ask
 
 
-def test_nothing_that_the_policy_types_happens_on_this_host(tmp_path: Path) -> None:
+def test_nothing_that_the_policy_types_happens_on_this_host(answers: Answers, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.mkdir()
     name, namespaces, touched, created, shown = answers(
-        [
-            terminal("hostname"),
-            terminal("readlink /proc/self/ns/pid /proc/self/ns/mnt /proc/self/ns/user"),
-            terminal(f"mkdir -p {trap} && touch {trap}/typed && echo was typed"),
-            editor("create", f"{trap}/written", file_text="x"),
-            editor("view", __file__),
-        ],
-        tmp_path,
+        terminal("hostname"),
+        terminal("readlink /proc/self/ns/pid /proc/self/ns/mnt /proc/self/ns/user"),
+        terminal(f"mkdir -p {trap} && touch {trap}/typed && echo was typed"),
+        editor("create", f"{trap}/written", file_text="x"),
+        editor("view", __file__),
     )
     assert socket.gethostname() not in name
     here = {Path(f"/proc/self/ns/{kind}").readlink().name for kind in ("pid", "mnt", "user")}
@@ -63,41 +70,37 @@ def test_nothing_that_the_policy_types_happens_on_this_host(tmp_path: Path) -> N
     assert list(trap.iterdir()) == []
 
 
-def test_a_shell_keeps_its_directory_and_variables(tmp_path: Path) -> None:
+def test_a_shell_keeps_its_directory_and_variables(answers: Answers) -> None:
     _, shown, failed = answers(
-        [terminal("cd /tmp && export WORD=kept"), terminal('echo "$WORD in $PWD"'), terminal("echo bad >&2; false")],
-        tmp_path,
+        terminal("cd /tmp && export WORD=kept"), terminal('echo "$WORD in $PWD"'), terminal("echo bad >&2; false")
     )
     assert shown == "kept in /tmp\n[exit code 0]"
     assert failed == "bad\n[exit code 1]"
 
 
-def test_a_command_is_killed_when_its_time_is_over(tmp_path: Path) -> None:
-    slow, next_one = answers([terminal("sleep 100", timeout=1), terminal("echo alive")], tmp_path)
+def test_a_command_is_killed_when_its_time_is_over(answers: Answers) -> None:
+    slow, next_one = answers(terminal("sleep 100", timeout=1), terminal("echo alive"))
     assert slow == "[timed out after 1 s and was killed]"
     assert next_one == "alive\n[exit code 0]"
 
 
-def test_long_output_is_cut_in_the_middle(tmp_path: Path) -> None:
-    (shown,) = answers([terminal("seq 1000")], tmp_path, observation_limit_chars=200)
+def test_long_output_is_cut_in_the_middle(answers: Answers) -> None:
+    (shown,) = answers(terminal("seq 1000"), observation_limit_chars=200)
     assert shown.startswith("1\n2\n") and "999\n1000\n[exit code 0]" in shown
     assert "characters cut" in shown
     assert len(shown) < 300
 
 
-def test_files_are_viewed_and_edited_as_openhands_does(tmp_path: Path) -> None:
+def test_files_are_viewed_and_edited_as_openhands_does(answers: Answers) -> None:
     numbered = "     1\tdef add(a, b):\n     2\t    return a - b"
     viewed, part, listing, replaced, inserted, undone, after = answers(
-        [
-            editor("view"),
-            editor("view", view_range=[2, -1]),
-            editor("view", "/testbed"),
-            editor("str_replace", old_str="a - b", new_str="a + b"),
-            editor("insert", insert_line=0, new_str="# sums"),
-            editor("undo_edit"),
-            terminal(f"cat {FILE}"),
-        ],
-        tmp_path,
+        editor("view"),
+        editor("view", view_range=[2, -1]),
+        editor("view", "/tmp/playground"),
+        editor("str_replace", old_str="a - b", new_str="a + b"),
+        editor("insert", insert_line=0, new_str="# sums"),
+        editor("undo_edit"),
+        terminal(f"cat {FILE}"),
     )
     assert viewed == f"Here's the result of running `cat -n` on {FILE}:\n{numbered}"
     assert part.endswith(":\n     2\t    return a - b")
@@ -125,7 +128,7 @@ def test_files_are_viewed_and_edited_as_openhands_does(tmp_path: Path) -> None:
         (terminal("a\0b"), "NUL byte"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_the_episode_goes_on(call: str, reason: str, tmp_path: Path) -> None:
-    said, alive = answers([call, terminal("echo on")], tmp_path)
+def test_what_cannot_be_done_is_said_and_the_episode_goes_on(call: str, reason: str, answers: Answers) -> None:
+    said, alive = answers(call, terminal("echo on"))
     assert reason in said
     assert alive == "on\n[exit code 0]"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playground import TOKENIZER, WatchedSandboxes, play, playground, profile, sandboxes
+from playing import TOKENIZER, WatchedSandboxes, play, profile, sandboxes
 
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.outcome import Outcome
@@ -15,26 +15,32 @@ from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import ModelUnavailable, SandboxLost, SandboxStartFailed
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.tasks.task import Task
 
 pytestmark = pytest.mark.podman
 
-FIX = render_call(
-    "file_editor", command="str_replace", path="/testbed/sums.py", old_str="return a - b", new_str="return a + b"
-)
-LOOK = render_call("terminal", command="cat sums.py")
+LOOK = render_call("terminal", command="cat inflection/__init__.py | head -1")
 FINISH = render_call("finish", message="done")
+
+
+@pytest.fixture(scope="session")
+def task(inflection_tasks: list[Task]) -> Task:
+    return inflection_tasks[0]
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    playground()
     return RunDirectory.create(tmp_path, profile())
 
 
-def played(script: Any, directory: RunDirectory, **agent: Any) -> tuple[Episode, Trajectory]:
+def fix(task: Task) -> str:
+    return render_call("terminal", command=f"git apply - <<'PATCH'\n{task.patch}PATCH")
+
+
+def played(task: Task, script: Any, directory: RunDirectory, **agent: Any) -> tuple[Episode, Trajectory]:
     async def run() -> tuple[Episode, Trajectory]:
         async with sandboxes() as provider:
-            return await play(script, directory, provider, **agent)
+            return await play(task, script, directory, provider, **agent)
 
     return asyncio.run(run())
 
@@ -44,21 +50,26 @@ def recorded(directory: RunDirectory) -> Episode:
     return Episode.model_validate_json(file.read_text())
 
 
+def added(patch: str) -> list[str]:
+    return [line for line in patch.splitlines() if line.startswith("+") and not line.startswith("+++")]
+
+
 def sampled_text(trajectory: Trajectory) -> str:
     ids = [i for i, sampled in zip(trajectory.response_ids, trajectory.response_mask, strict=True) if sampled]
     return TOKENIZER.decode(ids)
 
 
-def test_a_fix_is_rewarded_and_all_of_it_recorded(directory: RunDirectory) -> None:
-    episode, trajectory = played([LOOK, FIX, FINISH], directory)
+def test_a_fix_is_rewarded_and_all_of_it_recorded(task: Task, directory: RunDirectory) -> None:
+    episode, trajectory = played(task, [LOOK, fix(task), FINISH], directory)
     assert (episode.outcome, episode.reward, episode.error) == (Outcome.FINISHED, 1.0, None)
-    assert "+    return a + b" in (episode.patch or "")
+    assert episode.grade and episode.grade.reason == "Resolved"
+    assert episode.patch and set(added(task.patch)) == set(added(episode.patch))
     assert set(episode.seconds) == {"start", "agent", "model", "tools", "patch", "grade"}
     assert (episode.turns, episode.sampled_tokens) == (3, sum(trajectory.response_mask))
     assert recorded(directory) == episode
     assert Trajectory.model_validate_json(directory.trajectory_file(episode.id).read_text()) == trajectory
-    assert sampled_text(trajectory) == "".join(f"{turn}<|im_end|>" for turn in (LOOK, FIX, FINISH))
-    assert "return a - b\n[exit code 0]\n</tool_response>" in TOKENIZER.decode(trajectory.response_ids)
+    assert sampled_text(trajectory) == "".join(f"{turn}<|im_end|>" for turn in (LOOK, fix(task), FINISH))
+    assert "\n[exit code 0]\n</tool_response>" in TOKENIZER.decode(trajectory.response_ids)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +85,9 @@ def test_a_fix_is_rewarded_and_all_of_it_recorded(directory: RunDirectory) -> No
     ],
 )
 def test_every_end_is_an_outcome_and_is_graded(
-    directory: RunDirectory, script: list[str], agent: dict[str, Any], outcome: Outcome
+    task: Task, directory: RunDirectory, script: list[str], agent: dict[str, Any], outcome: Outcome
 ) -> None:
-    episode, trajectory = played(script, directory, **agent)
+    episode, trajectory = played(task, script, directory, **agent)
     assert (episode.outcome, episode.reward, episode.error) == (outcome, 0.0, None)
     assert len(trajectory.response_mask) == len(trajectory.response_ids) == len(trajectory.response_log_probs)
     assert len(trajectory.prompt_ids) + len(trajectory.response_ids) <= agent.get("context_tokens", 20_000) or (
@@ -84,12 +95,12 @@ def test_every_end_is_an_outcome_and_is_graded(
     )
 
 
-def test_what_was_fixed_before_the_end_counts(directory: RunDirectory) -> None:
-    episode, _ = played([FIX, LOOK, LOOK], directory, max_steps=3)
+def test_what_was_fixed_before_the_end_counts(task: Task, directory: RunDirectory) -> None:
+    episode, _ = played(task, [fix(task), LOOK, LOOK], directory, max_steps=3)
     assert (episode.outcome, episode.reward) == (Outcome.STEP_LIMIT, 1.0)
 
 
-def test_mistakes_are_told_and_stay_in_the_trajectory(directory: RunDirectory) -> None:
+def test_mistakes_are_told_and_stay_in_the_trajectory(task: Task, directory: RunDirectory) -> None:
     script = [
         "<tool_call>\n{bad json}\n</tool_call>",
         render_call("browser", url="http://example.org"),
@@ -98,7 +109,7 @@ def test_mistakes_are_told_and_stay_in_the_trajectory(directory: RunDirectory) -
         "",
         FINISH,
     ]
-    episode, trajectory = played(script, directory)
+    episode, trajectory = played(task, script, directory)
     assert episode.outcome is Outcome.FINISHED
     assert sampled_text(trajectory) == "".join(f"{turn}<|im_end|>" for turn in script)
     shown = TOKENIZER.decode(trajectory.response_ids)
@@ -119,10 +130,10 @@ class Losing(ScriptedPolicy):
         return await super().sample(prompt_ids, max_tokens=max_tokens)
 
 
-def test_a_lost_sandbox_is_no_reward(directory: RunDirectory) -> None:
+def test_a_lost_sandbox_is_no_reward(task: Task, directory: RunDirectory) -> None:
     async def run() -> None:
         async with sandboxes() as provider:
-            await play(Losing(provider), directory, provider)
+            await play(task, Losing(provider), directory, provider)
 
     with pytest.raises(SandboxLost):
         asyncio.run(run())
@@ -131,27 +142,27 @@ def test_a_lost_sandbox_is_no_reward(directory: RunDirectory) -> None:
     assert record.error and record.error.startswith("SandboxLost: ")
 
 
-def test_a_lost_model_is_no_reward(directory: RunDirectory) -> None:
+def test_a_lost_model_is_no_reward(task: Task, directory: RunDirectory) -> None:
     with pytest.raises(ModelUnavailable):
-        played([LOOK], directory)
+        played(task, [LOOK], directory)
     record = recorded(directory)
     assert (record.outcome, record.reward) == (None, None)
     assert record.error and record.error.startswith("ModelUnavailable: ")
 
 
-def test_an_image_that_is_missing_is_recorded(directory: RunDirectory) -> None:
-    without_image = playground().model_copy(update={"image": "localhost/skyrl-stack/test:missing"})
+def test_an_image_that_is_missing_is_recorded(task: Task, directory: RunDirectory) -> None:
+    without_image = task.model_copy(update={"image": "localhost/skyrl-stack/test:missing"})
     with pytest.raises(SandboxStartFailed):
-        played([FINISH], directory, task=without_image)
+        played(without_image, [FINISH], directory)
     record = recorded(directory)
     assert record.reward is None
     assert record.error and "test:missing" in record.error
 
 
-def test_a_cancelled_episode_leaves_no_sandbox(directory: RunDirectory) -> None:
+def test_a_cancelled_episode_leaves_no_sandbox(task: Task, directory: RunDirectory) -> None:
     async def run() -> bool:
         async with sandboxes() as provider:
-            sleeping = play([render_call("terminal", command="sleep 600")], directory, provider)
+            sleeping = play(task, [render_call("terminal", command="sleep 600")], directory, provider)
             episode = asyncio.create_task(sleeping)
             sandbox = await provider.started.get()
             await asyncio.sleep(1)
@@ -164,10 +175,10 @@ def test_a_cancelled_episode_leaves_no_sandbox(directory: RunDirectory) -> None:
     assert recorded(directory).error == "CancelledError: "
 
 
-def test_episodes_run_side_by_side(directory: RunDirectory) -> None:
+def test_episodes_run_side_by_side(task: Task, directory: RunDirectory) -> None:
     async def run() -> list[Episode]:
         async with sandboxes() as provider:
-            plays = (play([LOOK, FIX, FINISH] if fixes else [FINISH], directory, provider) for fixes in (True, False))
+            plays = (play(task, script, directory, provider) for script in ([fix(task), FINISH], [FINISH]))
             return [episode for episode, _ in await asyncio.gather(*plays)]
 
     assert [episode.reward for episode in asyncio.run(run())] == [1.0, 0.0]

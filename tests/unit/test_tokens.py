@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen3 import small_tokenizer
 
+from qwen3 import small_tokenizer
 from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.tokens import Message, TokenStream
 
