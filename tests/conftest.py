@@ -11,7 +11,7 @@ from rootfs import build_rootfs
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.make import make_tasks
 from skyrl_stack.profile import TasksSection
-from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.namespaces import require_user_namespaces
 from skyrl_stack.sandbox.podman_config import require_podman
 from skyrl_stack.sandbox.storage import cache_dir
@@ -56,7 +56,7 @@ def tiny_image(tests_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     reference = f"localhost/skyrl/tests-tiny:{build_rootfs(tar)}"
 
     async def ensure() -> None:
-        async with ImageStore(tests_cache / "images") as images:
+        async with ImageStore(image_store_path(tests_cache)) as images:
             if not await images.has(reference):
                 await images.import_rootfs(tar, reference, changes=("WORKDIR /testbed", "ENV HOME=/root"))
 

@@ -15,6 +15,7 @@ from skyrl_stack.run_directory import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
+from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -46,7 +47,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module", params=["podman", "client→server"])
 async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
-    stores = [tests_cache / "images"]
+    stores = [image_store_path(tests_cache)]
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT) as podman:
         if request.param == "podman":
             yield Backend(podman, podman, tiny_image)

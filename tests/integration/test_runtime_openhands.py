@@ -12,6 +12,7 @@ import pytest
 
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.runtime.server import serving
+from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
@@ -25,7 +26,7 @@ def runtime_url(tests_cache: Path, tiny_image: str) -> Iterator[str]:
     started, url, stop, loop = threading.Event(), [""], asyncio.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
-        podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[tests_cache / "images"])
+        podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(tests_cache)])
         async with podman, serving(podman, RuntimeSection(), TOKEN) as url[0]:
             started.set()
             await stop.wait()

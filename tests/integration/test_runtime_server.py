@@ -17,6 +17,7 @@ from skyrl_stack.run_directory import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -78,7 +79,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def run_server(cache: Path, image: str, section: RuntimeSection) -> AsyncIterator[Server]:
-    podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[cache / "images"])
+    podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(cache)])
     async with podman, serving(podman, section, TOKEN) as url, httpx.AsyncClient(trust_env=False, timeout=60) as http:
         yield Server(url, podman, http, image)
 

@@ -24,6 +24,7 @@ from podman.errors import APIError, BuildError
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox.cell import Cell
+from skyrl_stack.sandbox.namespaces import id_map
 from skyrl_stack.sandbox.storage import cache_dir, make_private_directory, remove_private_directory
 
 LOG = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ LOCK_TIMEOUT_S = 1800.0
 OPERATION_TIMEOUT_S = 1800.0
 
 
-def image_store_path() -> Path:
-    """The directory of the store in the cache."""
-    return cache_dir() / "images"
+def image_store_path(cache: Path | None = None) -> Path:
+    """The directory of the store in the cache. Its files belong to the users of the cell, so they have one each."""
+    return (cache or cache_dir()) / f"images-{id_map().root[0]}"
 
 
 class ImageStore:

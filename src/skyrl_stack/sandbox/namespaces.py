@@ -7,7 +7,7 @@ helper itself be killed, PR_SET_PDEATHSIG does the same. PR_SET_PDEATHSIG belong
 which is why this is a program of one thread and not a function of the server.
 
 Who is root in there, seen from outside:
-    launched by root             uid 100000, and 65536 ids follow: even root's sandboxes are rootless
+    launched by root             uid 1879048192, and 65535 more: even root's sandboxes are rootless
     by a user of /etc/subuid     the user, and the user's sub-ids (by newuidmap, newgidmap)
     by any other user            the user alone
 """
@@ -26,7 +26,8 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 
-ROOTS_FIRST_ID = 100_000
+ROOTS_FIRST_ID = 0x7000_0000
+"Above what useradd gives to users (to 600 100 000) and systemd to containers (to 0x6fffffff): nobody else is it."
 IDS = 65_536
 _PR_SET_PDEATHSIG = 1
 _MS_REC_PRIVATE = 0x4000 | 0x40000

@@ -12,6 +12,7 @@ from skyrl_stack.sandbox.namespaces import IdMap
 HYBRID_CGROUPS = Path("/sys/fs/cgroup/unified")
 _LIBEXEC = ("/usr/libexec/podman", "/usr/local/libexec/podman", "/usr/lib/podman", "/usr/local/lib/podman")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_PYTHONS = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # for the helper, where Python is not installed as usual
 _PASSED_ON = ("LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "SKYRL_LAUNCH_ID", "SKYRL_LAUNCHER_PID")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _INSECURE_BUT_LOCAL = {"default": [{"type": "insecureAcceptAnything"}]}
@@ -50,7 +51,7 @@ def write_config(directory: Path, *, runtime: str, graphroot: Path, ids: IdMap) 
     (config / "registries.conf").write_text("unqualified-search-registries = []\n")
     (config / "policy.json").write_text(json.dumps(_INSECURE_BUT_LOCAL))
     return {
-        **{name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES) if name in os.environ},
+        **{name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES, *_PYTHONS) if name in os.environ},
         "PATH": _path(),
         "HOME": str(directory / "home"),
         "TMPDIR": str(scratch),
