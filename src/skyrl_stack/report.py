@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from skyrl_stack.run_directory import RunDirectory
+
+
+WIDTH_OF_A_FILE = 160
+STAGES = {"rollout": "gen", "log-prob": "old_log_prob", "update": "update_actor", "save": "save_checkpoint"}
+"What a step's wall time is shown by, and verl's names of it."
+EPISODE_STAGES = ("start", "model", "tools", "agent", "patch", "grade")
 
 
 class EpisodeRow(BaseModel):
@@ -129,7 +136,9 @@ def read_steps(directory: RunDirectory) -> list[Step]:
 
 def print_report(directory: RunDirectory, *, episodes: bool = False) -> None:
     """Print the table of steps, and a line per episode if asked for."""
-    console = Console(width=None if Console().is_terminal else 120)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_A_FILE)
     console.print(steps_table(read_steps(directory)))
     if episodes:
         console.print(episodes_table(read_episodes(directory)))
@@ -138,12 +147,13 @@ def print_report(directory: RunDirectory, *, episodes: bool = False) -> None:
 
 
 def steps_table(steps: Iterable[Step]) -> Table:
-    """reward, solved, failures, tokens, gradient and seconds by stage; a row a step."""
-    table = Table(title="steps", title_justify="left")
-    for column in ("step", "reward mean ± spread", "solved", "groups that differ", "infra failures", "tokens"):
-        table.add_column(column, justify="right")
-    for column in ("grad norm", "rollout s", "log-probs s", "update s", "save s", "step s"):
-        table.add_column(column, justify="right")
+    """Reward, solved, failures, tokens, gradient and seconds by stage; a row a step."""
+    table = _table(
+        "reward: mean ± spread over the episodes; differ: tasks whose episodes differ in reward; lost: to infrastructure",
+        *("step", "reward", "solved", "differ", "lost", "tokens", "grad norm"),
+        *(f"{stage} s" for stage in STAGES),
+        "step s",
+    )
     for step in steps:
         differing, groups = step.groups
         table.add_row(
@@ -154,7 +164,7 @@ def steps_table(steps: Iterable[Step]) -> Table:
             str(step.failures),
             str(step.tokens),
             f"{step.metrics.get('actor/grad_norm', float('nan')):.3g}",
-            *(f"{step.seconds(stage):.1f}" for stage in ("gen", "old_log_prob", "update_actor", "save_checkpoint")),
+            *(f"{step.seconds(key):.1f}" for key in STAGES.values()),
             f"{step.seconds('step'):.1f}",
         )
     return table
@@ -162,12 +172,21 @@ def steps_table(steps: Iterable[Step]) -> Table:
 
 def episodes_table(rows: Iterable[EpisodeRow]) -> Table:
     """A row an episode, with where its seconds went."""
-    table = Table(title="episodes", title_justify="left")
-    for column in ("step", "episode", "task", "outcome", "reward", "tokens", "seconds by stage"):
-        table.add_column(column)
+    table = _table("tokens: prompt + response", "episode", "outcome", "reward", "tokens", *EPISODE_STAGES)
     for row in rows:
-        stages = " ".join(f"{stage} {seconds:.1f}" for stage, seconds in row.seconds.items())
-        reward = "-" if row.reward is None else f"{row.reward:g}"
-        tokens = f"{row.prompt_tokens}+{row.response_tokens}"
-        table.add_row(str(row.step), row.id, row.instance_id, row.error or row.outcome, reward, tokens, stages)
+        table.add_row(
+            row.id,
+            row.error or row.outcome,
+            "-" if row.reward is None else f"{row.reward:g}",
+            f"{row.prompt_tokens}+{row.response_tokens}",
+            *(f"{row.seconds.get(stage, 0):.1f}" for stage in EPISODE_STAGES),
+        )
+    return table
+
+
+def _table(caption: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE, caption=caption, caption_justify="left", pad_edge=False)
+    for column in columns:
+        words = column in ("episode", "outcome")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True, overflow="ellipsis")
     return table

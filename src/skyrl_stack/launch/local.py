@@ -84,13 +84,18 @@ class LocalLaunch:
     def _watch(self, runtime: subprocess.Popen[bytes], trainer: subprocess.Popen[bytes]) -> None:
         progress = Progress(self.directory, self.say)
         while trainer.poll() is None:
-            if runtime.poll() is not None:
+            if runtime.poll() is not None and not self._is_ending("trainer"):
                 raise self._failure("runtime", runtime.returncode)
             progress.show()
             time.sleep(POLL_S)
         progress.show()
         if trainer.returncode != 0:
             raise self._failure("trainer", trainer.returncode)
+
+    def _is_ending(self, role: Role) -> bool:
+        """Whether the role has said that it is done, so that the other may go before its process does."""
+        heartbeat = self.directory.heartbeat(role)
+        return heartbeat is not None and heartbeat.state in ("ended", "failed")
 
     def _failure(self, role: Role, code: int) -> StackError:
         """What a role left as its cause, or how it died."""
