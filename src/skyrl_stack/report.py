@@ -14,7 +14,6 @@ from rich.table import Table
 
 from skyrl_stack.run_directory import RunDirectory
 
-
 WIDTH_OF_A_FILE = 160
 STAGES = {"rollout": "gen", "log-prob": "old_log_prob", "update": "update_actor", "save": "save_checkpoint"}
 "What a step's wall time is shown by, and verl's names of it."
@@ -149,7 +148,7 @@ def print_report(directory: RunDirectory, *, episodes: bool = False) -> None:
 def steps_table(steps: Iterable[Step]) -> Table:
     """Reward, solved, failures, tokens, gradient and seconds by stage; a row a step."""
     table = _table(
-        "reward: mean ± spread over the episodes; differ: tasks whose episodes differ in reward; lost: to infrastructure",
+        "reward: mean ± spread of the episodes; differ: tasks whose episodes differ in it; lost: to infrastructure",
         *("step", "reward", "solved", "differ", "lost", "tokens", "grad norm"),
         *(f"{stage} s" for stage in STAGES),
         "step s",
