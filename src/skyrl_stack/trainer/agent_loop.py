@@ -82,17 +82,18 @@ class EpisodeLoop(AgentLoopBase):
             InfrastructureError: there is no sample.
         """
         shared = surroundings(self.run_directory)
+        tokenizer: Any = self.tokenizer  # verl's annotation names the factory, not what it makes
         policy = RolloutPolicy(
             self.server_manager,
             request_id=f"{row['uid']}-{row['session_id']}",
             sampling=sampling_params,
-            end_of_turn=self.tokenizer.eos_token_id,
+            end_of_turn=tokenizer.eos_token_id,
         )
         async with shared.places:
             episode, trajectory = await run_episode(
                 shared.tasks[row["instance_id"]],
                 policy=policy,
-                tokenizer=self.tokenizer,
+                tokenizer=tokenizer,
                 sandboxes=shared.runtime,
                 profile=shared.profile,
                 directory=shared.directory,

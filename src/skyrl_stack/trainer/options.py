@@ -126,7 +126,7 @@ def _rollout(profile: Profile, directory: RunDirectory) -> Options:
         f"{rollout}.agent.num_workers": 1,  # episodes wait for sandboxes, not for this process
         f"{rollout}.agent.default_agent_loop": AGENT_LOOP,
         f"{rollout}.agent.agent_loop_config_path": str(agent_loop_file(directory)),
-        "reward.num_workers": 1,  # unused: the episode brings its reward
+        "reward.num_workers": 0,  # the episode brings its reward
         f"{sampler}.sync_refill_failed_groups": True,
         f"{sampler}.custom_sampler.path": "pkg://skyrl_stack.trainer.groups",
         f"{sampler}.custom_sampler.name": "GroupBuffer",

@@ -1,7 +1,6 @@
 """The CPU as a verl platform: the device calls of a trainer that has no device to look after."""
 
 import contextlib
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,13 +13,11 @@ def _device_module() -> ModuleType:
     """`torch.cpu`, completed by the calls of `torch.cuda` that verl makes."""
     device = ModuleType("skyrl_stack_cpu_device")
     device.__dict__.update(vars(torch.cpu))
-    zero_bytes = dict.fromkeys(
-        ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"), lambda *_: 0
-    )
-    nothing = dict.fromkeys(("empty_cache", "ipc_collect", "set_per_process_memory_fraction"), lambda *_: None)
+    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
+        setattr(device, name, lambda *_: 0)
+    for name in ("empty_cache", "ipc_collect", "set_per_process_memory_fraction"):
+        setattr(device, name, lambda *_: None)
     device.__dict__.update(
-        zero_bytes,
-        **nothing,
         mem_get_info=lambda *_: (0, 0),
         get_device_name=lambda *_: "cpu",
         get_rng_state=lambda *_: torch.get_rng_state(),
@@ -79,9 +76,8 @@ class CpuPlatform(PlatformBase):
     def visible_devices_envvar(self) -> str:
         return "CUDA_VISIBLE_DEVICES"
 
-    @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
+    def nvtx_range(self, msg: str) -> Any:
+        return contextlib.nullcontext()
 
     def profiler_start(self) -> None: ...
 

@@ -85,15 +85,12 @@ class TransformersReplica(RolloutReplica):
     async def launch_servers(self) -> None:
         rollout = self.config
         name = _server_name(self.replica_rank)
-        server = (
-            ray.remote(Server)
-            .options(name=name, num_cpus=0, max_concurrency=self.max_concurrency)
-            .remote(
-                self.model_config.path,
-                context_tokens=rollout.max_model_len or rollout.prompt_length + rollout.response_length,
-                response_tokens=rollout.response_length,
-                seed=rollout.seed,
-            )
+        actor: Any = ray.remote(Server)
+        server = actor.options(name=name, num_cpus=0, max_concurrency=self.max_concurrency).remote(
+            self.model_config.path,
+            context_tokens=rollout.max_model_len or rollout.prompt_length + rollout.response_length,
+            response_tokens=rollout.response_length,
+            seed=rollout.seed,
         )
         await server.ready.remote()
         self.servers = [server]
@@ -125,5 +122,5 @@ class WeightSender(BaseRollout):
             raise ValueError(f"the CPU rollout takes full tensors, not {wire_format}")
         gathered = [(name, value.detach().cpu()) async for name, value in ensure_async_iterator(weights)]
         if self.leads:
-            server = ray.get_actor(_server_name(self.replica_rank))
+            server: Any = ray.get_actor(_server_name(self.replica_rank))
             await server.load_weights.remote(gathered, version=global_steps)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 import skyrl_stack
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.profile import Profile
@@ -71,7 +69,7 @@ def _make(path: Path, tasks: Sequence[Task], endpoint: Endpoint, profile: Profil
 
 async def _teach(
     tasks: Sequence[Task], endpoint: Endpoint, profile: Profile
-) -> tuple[PreTrainedTokenizerFast, list[Trajectory]]:
+) -> tuple[network.TinyTokenizer, list[Trajectory]]:
     async with RuntimeClient(endpoint) as sandboxes:
         classroom = Classroom(sandboxes, profile)
         tokenizer = await classroom.tokenizer(tasks)

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable
 from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from skyrl_stack.agent.tokens import Tokenizer as AgentTokenizer
 
 VOCABULARY = 2048
 END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
@@ -15,7 +19,18 @@ _MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", 
 _WORDS = r"[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\s+"
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+class TinyTokenizer(AgentTokenizer, Protocol):
+    """The part of a `PreTrainedTokenizerFast` that is used here, as exact as it is."""
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def save_pretrained(self, path: Path) -> Any: ...
+
+
+def train_tokenizer(texts: Iterable[str]) -> TinyTokenizer:
     """A byte-level BPE tokenizer with Qwen3's marks and chat template. Any text survives it; `texts` become short."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -34,12 +49,12 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(texts, trainer)
     bpe.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in _MARKS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TURN, pad_token=END_OF_TEXT)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TURN, pad_token=END_OF_TEXT)
     tokenizer.chat_template = files(__package__).joinpath("chat_template.jinja").read_text()
     return tokenizer
 
 
-def new_network(tokenizer: PreTrainedTokenizerFast, *, context_tokens: int, seed: int) -> Qwen3ForCausalLM:
+def new_network(tokenizer: TinyTokenizer, *, context_tokens: int, seed: int) -> Qwen3ForCausalLM:
     """About a million random weights, full precision, in the architecture of a production model."""
     torch.manual_seed(seed)
     config = Qwen3Config(

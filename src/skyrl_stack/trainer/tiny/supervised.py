@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 from skyrl_stack.agent.tokens import Trajectory
 
 BATCH = 6
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 6e-3
 WARMUP_STEPS = 15
 IGNORED = -100
 

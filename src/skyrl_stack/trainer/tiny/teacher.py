@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.grading.patch import REPOSITORY
 from skyrl_stack.tasks.task import Task
 
 SOLVES, CHANGES_NOTHING, GIVES_UP = 5, 3, 2
@@ -44,7 +44,7 @@ def scripts(task: Task) -> list[Script]:
         ProfileError: the task's fix is more than one line.
     """
     fix = line_fix(task)
-    path = shlex.quote(str(PurePosixPath(SandboxSpec(image=task.image).workdir) / fix.file))
+    path = shlex.quote(str(PurePosixPath(REPOSITORY) / fix.file))
     first, last = max(1, fix.line - _CONTEXT_LINES), fix.line + _CONTEXT_LINES
     look = _terminal(f"sed -n {first},{last}p {path}")
     finish = render_call("finish", message="done")

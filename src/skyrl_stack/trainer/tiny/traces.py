@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerFast
-
 from skyrl_stack.agent.attempt import Attempt, attempt
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.outcome import Outcome
@@ -12,10 +10,11 @@ from skyrl_stack.agent.policy import Completion, Policy
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.errors import ProfileError
+from skyrl_stack.grading.patch import REPOSITORY
 from skyrl_stack.profile import Profile
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.task import Task
-from skyrl_stack.trainer.tiny.network import train_tokenizer
+from skyrl_stack.trainer.tiny.network import TinyTokenizer, train_tokenizer
 from skyrl_stack.trainer.tiny.teacher import Script, scripts
 
 _UNLIMITED_TOKENS = 1 << 20
@@ -29,7 +28,7 @@ class Classroom:
         self.profile = profile
         self._places = asyncio.Semaphore(profile.trainer.concurrent_episodes)
 
-    async def tokenizer(self, tasks: Sequence[Task]) -> PreTrainedTokenizerFast:
+    async def tokenizer(self, tasks: Sequence[Task]) -> TinyTokenizer:
         """A tokenizer made for these tasks, their scripts and the agent's own prompt."""
         bytes_only = train_tokenizer([])
         first = _FirstPrompt(bytes_only)
@@ -37,7 +36,7 @@ class Classroom:
         spoken = [turn for task in tasks for script in scripts(task) for turn in script.turns]
         return train_tokenizer([first.text, *spoken, *(task.problem_statement + task.patch for task in tasks)])
 
-    async def traces(self, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast) -> list[Trajectory]:
+    async def traces(self, tasks: Sequence[Task], tokenizer: TinyTokenizer) -> list[Trajectory]:
         """Each script's trace, repeated by its share.
 
         Raises:
@@ -58,18 +57,18 @@ class Classroom:
         played = await asyncio.gather(*(trace(task, script) for task, script in lessons))
         return [each for repeated in played for each in repeated]
 
-    async def _play(
-        self, task: Task, policy: Policy, tokenizer: PreTrainedTokenizerFast, *, context_tokens: int
-    ) -> Attempt:
+    async def _play(self, task: Task, policy: Policy, tokenizer: TinyTokenizer, *, context_tokens: int) -> Attempt:
         sizes = self.profile.runtime
-        spec = SandboxSpec(image=task.image, cpus=sizes.cpus, memory_mb=sizes.memory_mb, pids=sizes.pids)
+        spec = SandboxSpec(
+            image=task.image, workdir=REPOSITORY, cpus=sizes.cpus, memory_mb=sizes.memory_mb, pids=sizes.pids
+        )
         async with self._places:
             sandbox = await self.sandboxes.start(spec)
             try:
                 return await attempt(
                     task.problem_statement,
                     sandbox=sandbox,
-                    workdir=spec.workdir,
+                    workdir=REPOSITORY,
                     policy=policy,
                     tokenizer=tokenizer,
                     limits=self.profile.agent,
@@ -82,7 +81,7 @@ class Classroom:
 class _FirstPrompt:
     """A policy that keeps what it is told first, and ends the work."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: TinyTokenizer) -> None:
         self._tokenizer = tokenizer
         self.text = ""
 

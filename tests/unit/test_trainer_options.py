@@ -1,0 +1,71 @@
+"""What verl is told: pure functions of the profile and the run directory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.profile import Profile, TrainerSection
+from skyrl_stack.run_directory import Launch, RunDirectory, publish
+from skyrl_stack.trainer import options
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    made = RunDirectory.create(tmp_path, Profile(name="local"))
+    publish(made.launch_file, Launch())
+    return made
+
+
+def test_sizes_and_paths_of_the_profile_reach_verl(directory: RunDirectory, tmp_path: Path) -> None:
+    trainer = TrainerSection(steps=7, tasks_per_step=3, rollouts_per_task=5, learning_rate=0.25, save_every=2)
+    told = options.verl_options(Profile(name="local", trainer=trainer), directory, ray_dir=tmp_path)
+    assert told["trainer.total_training_steps"] == 7
+    assert told["data.train_batch_size"] == told["actor_rollout_ref.actor.ppo_mini_batch_size"] == 3
+    assert told["actor_rollout_ref.rollout.n"] == 5
+    assert told["actor_rollout_ref.actor.optim.lr"] == 0.25
+    assert told["trainer.save_freq"] == 2
+    assert told["trainer.default_local_dir"] == str(directory.checkpoints)
+    assert told["ray_kwargs.ray_init._temp_dir"] == str(tmp_path)
+
+
+def test_the_cpu_plays_no_part_on_a_gpu(directory: RunDirectory, tmp_path: Path) -> None:
+    profile = Profile(name="gpu", trainer=TrainerSection(device="cuda"))
+    told = options.verl_options(profile, directory, ray_dir=tmp_path)
+    assert told["actor_rollout_ref.rollout.name"] == "vllm"
+    assert "trainer.device" not in told
+    assert "VERL_PLATFORM" not in options.environment(profile, directory, token_file=tmp_path, run_id="r")
+
+
+def test_the_users_table_wins_nested_or_dotted(directory: RunDirectory, tmp_path: Path) -> None:
+    table = {"trainer.save_freq": 9, "actor_rollout_ref": {"actor": {"optim": {"lr": 0.5}}}}
+    profile = Profile(name="local", trainer=TrainerSection(verl=table))
+    told = options.verl_options(profile, directory, ray_dir=tmp_path)
+    assert told["trainer.save_freq"] == 9
+    assert told["actor_rollout_ref.actor.optim.lr"] == 0.5
+    assert set(options.users_options(profile)) == {"trainer.save_freq", "actor_rollout_ref.actor.optim.lr"}
+
+
+def test_wandb_is_offline_until_its_own_variables_say_otherwise(
+    directory: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def environment() -> dict[str, str]:
+        return options.environment(directory.profile(), directory, token_file=tmp_path, run_id="run")
+
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment()["WANDB_MODE"] == "offline"
+    assert environment()["WANDB_RUN_ID"] == "run"
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    assert "WANDB_DIR" not in environment()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert "WANDB_MODE" not in environment()
+    assert "secret" not in environment().values()
+
+
+def test_the_agent_loop_that_verl_is_told_exists(directory: RunDirectory) -> None:
+    (loop,) = json.loads(json.dumps(options.agent_loop_config(directory)))
+    module, _, name = loop["_target_"].rpartition(".")
+    source = Path(options.__file__).parents[2] / f"{module.replace('.', '/')}.py"
+    assert f"class {name}(" in source.read_text()
+    assert loop["name"] == options.AGENT_LOOP

@@ -1,0 +1,55 @@
+"""Rows for verl, checkpoints found, and episodes handed over as samples."""
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from skyrl_stack.errors import ProfileError
+from skyrl_stack.tasks.task import Task
+from skyrl_stack.trainer.checkpoints import steps_done
+from skyrl_stack.trainer.dataset import write_rows
+
+
+def task(number: int) -> Task:
+    return Task(
+        instance_id=f"task-{number}",
+        repo="a/b",
+        version="1",
+        base_commit="0",
+        image="image",
+        problem_statement=f"problem {number}",
+        patch="the gold patch",
+        FAIL_TO_PASS=("t",),
+        PASS_TO_PASS=(),
+        eval_script="",
+        log_parser="parse_log_pytest_v2",
+    )
+
+
+def test_rows_keep_the_order_and_carry_no_gold(tmp_path: Path) -> None:
+    file = tmp_path / "verl" / "tasks.parquet"
+    write_rows([task(number) for number in (2, 0, 1)], file, tasks_per_step=3)
+    rows = pyarrow.parquet.read_table(file).to_pylist()
+    assert [row["instance_id"] for row in rows] == ["task-2", "task-0", "task-1"]
+    assert [row["extra_info"]["index"] for row in rows] == [0, 1, 2]
+    assert b"gold" not in file.read_bytes()
+
+
+def test_same_tasks_same_bytes(tmp_path: Path) -> None:
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for file in files:
+        write_rows([task(0), task(1)], file, tasks_per_step=1)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_step_needs_its_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"tasks_per_step = 2.*1 tasks"):
+        write_rows([task(0)], tmp_path / "rows.parquet", tasks_per_step=2)
+
+
+def test_only_a_complete_checkpoint_counts(tmp_path: Path) -> None:
+    (tmp_path / "global_step_3").mkdir()
+    assert steps_done(tmp_path) == 0
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
+    assert steps_done(tmp_path) == 2
