@@ -22,7 +22,7 @@ from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.task import Task, read_tasks
 
-FORMAT = "2"
+FORMAT = "4"
 "Goes up when the same project and seed make other tasks than before."
 
 

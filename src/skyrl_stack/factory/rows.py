@@ -24,7 +24,7 @@ EVAL_SCRIPT = """\
 set -uxo pipefail
 cd {repository}
 git checkout {commit} -- {files}
-printf 'def test_must_fail():\\n    assert False\\n' > {canary}
+echo 'def test_must_fail(): assert False' > {canary}
 export PYTHONPATH={requirements} PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 TZ=UTC LC_ALL=C.UTF-8
 : '>>>>> Start Test Output'
 python3 -P -m pytest -rA --tb=no -q -p no:cacheprovider -o addopts= -o pythonpath='. src' {arguments} {canary}

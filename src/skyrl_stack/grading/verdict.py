@@ -30,6 +30,7 @@ def is_forged(task: Task, log: str) -> bool:
         status, _, rest = line.partition(" ")
         if status in reported and rest:
             reported[status].add(rest.split(" - ", 1)[0].strip())
-    both = reported["PASSED"] & reported["FAILED"]
-    contradicts_itself = not both.isdisjoint((*task.FAIL_TO_PASS, *task.PASS_TO_PASS))
-    return contradicts_itself or bool(task.canary and task.canary not in reported["FAILED"] - both)
+    contradictory = reported["PASSED"] & reported["FAILED"]
+    if not contradictory.isdisjoint((*task.FAIL_TO_PASS, *task.PASS_TO_PASS)):
+        return True
+    return bool(task.canary and task.canary not in reported["FAILED"] - contradictory)

@@ -35,7 +35,7 @@ class Task(BaseModel):
     log_parser: str
     eval_type: str = "pass_and_fail"
     canary: str = ""
-    "Id of a test that must fail, or the report is not believed. Not of swebench, which ignores it."
+    "Id of a test that must fail, or the report is not believed. Ours; swebench ignores it."
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
