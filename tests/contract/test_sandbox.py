@@ -196,6 +196,12 @@ async def test_a_background_process_does_not_hold_the_answer(sandbox: Sandbox) -
     assert await running(sandbox, "7775") == 1
 
 
+async def test_what_the_background_says_is_seen_by_the_next_command(sandbox: Sandbox) -> None:
+    await sandbox.run("(sleep 0.2; echo later) &")
+    await asyncio.sleep(0.6)
+    assert (await sandbox.run("echo next")).stdout == "later\nnext\n"
+
+
 async def test_a_cancelled_command_is_killed(sandbox: Sandbox) -> None:
     command = asyncio.create_task(sandbox.run("sleep 7776", timeout_s=600))
     await asyncio.sleep(0.5)

@@ -36,6 +36,8 @@ class Commands:
     def start(self, request: BashRequest) -> Command:
         """Start a command; `output` has its end."""
         command = Command(request, asyncio.create_task(self._run(request)))
+        # A client may never ask how it ended; an error that nobody fetched is no news.
+        command.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._commands[command.id] = command
         while len(self._commands) > KEPT:
             self._commands.popitem(last=False)

@@ -5,7 +5,6 @@ that finished. Shell functions, options and variables that are not exported live
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from skyrl_stack.sandbox.service import Exec, PodmanService
 from skyrl_stack.sandbox.stream import CommandStreams
 
 TIMED_OUT = 124
-_OPEN_TIMEOUT_S = 30.0
+_OPEN_TIMEOUT_S = 60.0
 _LAST_WORDS_TIMEOUT_S = 1.0
 _DRIVER = (files(__package__) / "driver.bash").read_text()
 KILLER = (files(__package__) / "killer.bash").read_text()
@@ -74,10 +73,10 @@ class Shell:
         text = f"builtin cd -- {quote(cwd)} && builtin eval {quote(command)}" if cwd else command
         data = text.encode()
         async with self._turn:
-            bash = await self._living()
-            started = time.monotonic()
+            streams = CommandStreams(self.output_limit)
+            bash = await self._living(streams)
             try:
-                return await self._run(bash, data, timeout_s, started)
+                return await self._run(bash, streams, data, timeout_s)
             except (asyncio.CancelledError, ValueError, OSError):
                 await asyncio.shield(self._kill(bash))
                 raise
@@ -91,41 +90,44 @@ class Shell:
         """
         self._generation += 1
         argv = ("/bin/bash", "--noprofile", "--norc", "-c", _DRIVER, "bash")
-        bash = self._bash = await self.service.exec(self.container, argv, {"SKYRL_SHELL": self._marker})
-        streams = self._send(bash, f"{self._preamble}; {self._state.restore(self._marker)}".encode())
+        restore = f"{self._preamble}; {self._state.restore(self._marker)}"
+        bash: Exec | None = None
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                bash = await self.service.exec(self.container, argv, {"SKYRL_SHELL": self._marker})
+                streams = CommandStreams(self.output_limit)
+                _send(bash, restore.encode(), streams)
                 how = await streams.read(bash.output)
-        except TimeoutError:
-            how = "silent"
-        if how != "ended":
-            said = f"{streams.stdout.output.text()} {streams.stderr.output.text()}".strip()
-            self.close()
-            await self._require_running()
-            raise RuntimeError(f"/bin/bash {how} at its start: {said[-300:]}")
+            if how != "ended":
+                await self._require_running()
+                raise RuntimeError(f"/bin/bash ended at its start: {streams.words()}")
+        except BaseException as error:
+            if bash:
+                bash.input.close()
+            if isinstance(error, TimeoutError):
+                raise RuntimeError(f"/bin/bash did not start within {_OPEN_TIMEOUT_S:g} s") from error
+            raise
         self._remember(streams)
+        self._bash = bash
         return bash
 
-    async def _living(self) -> Exec:
-        """The bash, or a new one where it died since the last command."""
-        if self._bash is None:
-            return await self.open()
-        if await CommandStreams("", self.output_limit).read_waiting(self._bash.output) == "closed":
-            self.close()
-            return await self.open()
-        return self._bash
+    async def _living(self, streams: CommandStreams) -> Exec:
+        """The bash, or a new one where it died since the last command.
+
+        What background processes said since then belongs to the output of the next command, as on a terminal.
+        """
+        if self._bash and await streams.read_waiting(self._bash.output) == "open":
+            return self._bash
+        self.close()
+        return await self.open()
 
     @property
     def _marker(self) -> str:
         return f"{self.name}-{self._generation}"
 
-    def _send(self, bash: Exec, text: bytes) -> CommandStreams:
-        mark = secrets.token_hex(16)
-        bash.input.write(b"%d\n%b%b\n" % (len(text), text, mark.encode()))
-        return CommandStreams(mark, self.output_limit)
-
-    async def _run(self, bash: Exec, text: bytes, timeout_s: float, started: float) -> CommandResult:
-        streams = self._send(bash, text)
+    async def _run(self, bash: Exec, streams: CommandStreams, text: bytes, timeout_s: float) -> CommandResult:
+        started = time.monotonic()
+        _send(bash, text, streams)
         try:
             async with asyncio.timeout(timeout_s):
                 how = await streams.read(bash.output)
@@ -166,6 +168,11 @@ class Shell:
     async def _require_running(self) -> None:
         if not await self.service.is_running(self.container):
             raise SandboxLost(f"sandbox {self.container} is gone")
+
+
+def _send(bash: Exec, text: bytes, streams: CommandStreams) -> None:
+    """Hand `text` to the driver; the mark comes behind it, where the command cannot know it."""
+    bash.input.write(b"%d\n%b%b\n" % (len(text), text, streams.mark))
 
 
 def _result(streams: CommandStreams, code: int, started: float, *, timed_out: bool = False) -> CommandResult:

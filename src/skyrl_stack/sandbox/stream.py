@@ -5,6 +5,7 @@ the length, big-endian. Both streams end, for one command, at a mark that the co
 """
 
 import asyncio
+import secrets
 import struct
 from contextlib import suppress
 from typing import Literal
@@ -114,11 +115,12 @@ class MarkedStream:
 
 
 class CommandStreams:
-    """Both streams of one command."""
+    """Both streams of one command. On stdout a record follows the mark: exit code, process id, directory, exports."""
 
-    def __init__(self, mark: str, output_limit: int) -> None:
-        self.stdout = MarkedStream(mark.encode(), 4, output_limit)
-        self.stderr = MarkedStream(mark.encode(), 0, output_limit)
+    def __init__(self, output_limit: int, mark: bytes | None = None) -> None:
+        self.mark = mark or secrets.token_hex(16).encode()
+        self.stdout = MarkedStream(self.mark, 4, output_limit)
+        self.stderr = MarkedStream(self.mark, 0, output_limit)
 
     async def read(self, source: FrameReader) -> Literal["ended", "closed"]:
         """Read until the command ended, or the stream closed before it did."""
@@ -131,11 +133,15 @@ class CommandStreams:
         return "closed"
 
     async def read_waiting(self, source: FrameReader) -> Literal["open", "closed"]:
-        """Read what is already there: words of background processes since the last command."""
+        """Read what is already there, and whether there can be more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0):
                 return "open" if await self.read(source) == "ended" else "closed"
         return "open"
+
+    def words(self) -> str:
+        """The end of what was said, on one line."""
+        return " ".join(f"{self.stdout.output.text()} {self.stderr.output.text()}".split())[-300:]
 
     def give_up(self) -> None:
         """There is no mark to come: all that was read is output."""
