@@ -75,7 +75,7 @@ class Runtime:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
             except TimeoutError:
                 if not sandboxes.is_alive:
-                    raise SandboxLost("Podman's service died, and every sandbox with it") from None
+                    raise SandboxLost(f"Podman's service died: {sandboxes.last_words}") from None
 
 
 def main() -> int:

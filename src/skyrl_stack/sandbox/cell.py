@@ -86,6 +86,12 @@ class Cell:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def last_words(self) -> str:
+        """The last line of the service's log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
     def client(self, timeout_s: float = 60.0) -> PodmanClient:
         """A new podman-py client, to be closed; one per thread, for its session is not thread-safe."""
         return PodmanClient(base_url=f"unix://{self.socket}", timeout=timeout_s)
@@ -101,5 +107,4 @@ class Cell:
             if process.poll() is not None:
                 break
             time.sleep(0.01)
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        raise SetupError(f"Podman's service did not start: {lines[-1] if lines else 'it said nothing'}")
+        raise SetupError(f"Podman's service did not start: {self.last_words}")

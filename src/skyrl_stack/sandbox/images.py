@@ -134,18 +134,20 @@ class ImageStore:
     def _open(self) -> Cell:
         with self._opening:
             if self._cell is None:
-                self._lock()
-                directory = make_private_directory(secrets.token_hex(8))
-                self._closing.callback(remove_private_directory, directory)
-                # Podman's database of containers insists on the run directory of the last writer, which is gone.
-                shutil.rmtree(self.path / "libpod", ignore_errors=True)
-                self._cell = self._closing.enter_context(Cell(directory, graphroot=self.path))
+                with ExitStack() as closing:
+                    self._lock(closing)
+                    directory = make_private_directory(secrets.token_hex(8))
+                    closing.callback(remove_private_directory, directory)
+                    # Podman's database of containers insists on the run directory of the last writer, which is gone.
+                    shutil.rmtree(self.path / "libpod", ignore_errors=True)
+                    self._cell = closing.enter_context(Cell(directory, graphroot=self.path))
+                    self._closing = closing.pop_all()
             return self._cell
 
-    def _lock(self) -> None:
+    def _lock(self, closing: ExitStack) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        self._closing.callback(os.close, descriptor)
+        closing.callback(os.close, descriptor)
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         said = False
         while time.monotonic() < deadline:

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import os
 import resource
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from podman import PodmanClient
 from podman.errors import APIError, NotFound
@@ -25,7 +26,6 @@ from skyrl_stack.sandbox.storage import make_private_directory, remove_private_d
 LOG = logging.getLogger(__name__)
 LABEL = "skyrl.launch"
 _INIT = "/run/skyrl-init"
-_MIB = 1024 * 1024
 _CONTROL_TIMEOUT_S = 20.0
 _CELL_PROCESSES = 512
 "Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
@@ -59,7 +59,6 @@ class PodmanSandbox:
             return await self._shells[shell].run(command, timeout_s=timeout_s, cwd=cwd)
         except RuntimeError as error:
             await self._give_up(f"has no shell any more: {error}")
-            raise
 
     async def open(self) -> None:
         """Start the shell for commands, and the one that can still kill when nothing can be started any more."""
@@ -96,7 +95,7 @@ class PodmanSandbox:
             await self._service.call(remove)
         except (NotFound, SandboxLost):
             pass
-        except APIError as error:
+        except (APIError, OSError) as error:
             LOG.warning("sandbox %s could not be removed; it goes with the run: %s", self.id, error)
         for shell in (*self._shells.values(), self._control):
             shell.close()
@@ -119,14 +118,13 @@ class PodmanSandbox:
             result = await self._control.run(script, timeout_s=_CONTROL_TIMEOUT_S)
         except RuntimeError as error:
             await self._give_up(f"has no room for a shell that could kill: {error}")
-            raise
         if result.exit_code:
             await self._give_up("does not let its processes be killed")
 
     async def _unkillable(self, _pid: int, _marker: str) -> None:
         await self._give_up("does not answer")
 
-    async def _give_up(self, reason: str) -> None:
+    async def _give_up(self, reason: str) -> NoReturn:
         """Remove a sandbox that is out of control, before it takes what the others need."""
         await self.stop()
         raise SandboxLost(f"sandbox {self.id} {reason}")
@@ -184,6 +182,11 @@ class PodmanSandboxes:
         """Whether Podman's service still is."""
         return self._cell is not None and self._cell.is_alive
 
+    @property
+    def last_words(self) -> str:
+        """What Podman's service said last."""
+        return self._cell.last_words if self._cell else ""
+
     async def start(self, spec: SandboxSpec) -> PodmanSandbox:
         """See `SandboxProvider.start`."""
         if self._service is None:
@@ -226,7 +229,7 @@ class PodmanSandboxes:
         limits = []
         if spec.memory_mb:
             limits.append(f"-d {spec.memory_mb * 1024}")
-        if spec.pids:
+        if spec.pids and _processes_are_counted_by_namespace():
             most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
             wanted = spec.pids * self.places + _CELL_PROCESSES
             limits.append(f"-u {wanted if most == resource.RLIM_INFINITY else min(wanted, most)}")
@@ -253,3 +256,9 @@ class PodmanSandboxes:
             cell.stop()
         if directory:
             remove_private_directory(directory)
+
+
+def _processes_are_counted_by_namespace() -> bool:
+    """Since Linux 5.14. Before, RLIMIT_NPROC also counts what the user runs outside of the cell, such as a trainer."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (5, 14)
