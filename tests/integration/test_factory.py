@@ -3,6 +3,8 @@
 import asyncio
 import re
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,11 +14,12 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.base import ensure_base
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import make_tasks, write_tasks
-from skyrl_stack.profile import TasksSection
+from skyrl_stack.profile import Profile, TasksSection
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import Task, read_tasks
 
 pytestmark = pytest.mark.podman
 SECTION = TasksSection(projects=("inflection",), per_project=2)
@@ -98,3 +101,23 @@ def test_an_image_of_the_store_can_be_the_base(inflection_tasks: list[Task]) -> 
             return await ensure_base(store, inflection_tasks[0].image, print)
 
     assert asyncio.run(body()).startswith("localhost/skyrl-stack/base:task-inflection-")
+
+
+def test_the_command_puts_the_tasks_into_the_run_directory(inflection_tasks: list[Task], tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, Profile(name="t", tasks=SECTION))
+    done = command(directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(read_tasks(directory.tasks_file)) == inflection_tasks
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, Profile(name="t", tasks=TasksSection(projects=("inflexion",))))
+    done = command(directory)
+    assert done.returncode == 1
+    assert done.stderr.startswith("factory: tasks.projects: no project inflexion; there are boltons")
+    assert done.stderr.count("\n") == 1
+
+
+def command(directory: RunDirectory) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "skyrl_stack.factory", "--run-dir", str(directory.path)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=200)

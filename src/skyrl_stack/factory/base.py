@@ -82,6 +82,12 @@ async def _bootstrap(store: ImageStore, name: str, say: Say) -> str:
             "no base image for tasks: install mmdebstrap (and debian-archive-keyring where this is not Debian), "
             "or name an image that can be pulled in tasks.base_image"
         )
+    if namespaces.id_map().is_single:
+        raise SetupError(
+            "no base image for tasks: making one needs sub-ids (an administrator gives them by `usermod "
+            "--add-subuids 100000-165535 --add-subgids 100000-165535 USER`, and installs uidmap), or name an image "
+            "that can be pulled in tasks.base_image"
+        )
     say("base image: making one of Debian packages, by mmdebstrap")
     directory = make_private_directory(secrets.token_hex(8))
     try:

@@ -1,7 +1,9 @@
 """Task images: base, then what tests need, then a repository; each a thin layer on the one before.
 
-base ── requirements ──┬── sound repository      tests are measured in it; no agent sees it
-                       └── buggy repository      a task: has only the buggy commit, in no layer the fix
+    base ── requirements ──┬── sound repository      tests are measured in it; no agent sees it
+                           └── buggy repository      a task: has only the buggy commit, in no layer the fix
+
+Requirements are shared by projects that need the same, so a task adds no more than its repository.
 """
 
 import hashlib
@@ -42,20 +44,14 @@ async def ensure_requirements(store: ImageStore, base: str, wheels: Iterable[Art
     return reference
 
 
-def repository_reference(requirements: str, project: Project, commit: str) -> str:
-    """Reference that the image of a commit of the project has, made or not."""
-    return f"localhost/skyrl-stack/task:{project.name}-{digest(requirements, WITH_REPOSITORY, commit)}"
-
-
 async def ensure_repository(store: ImageStore, requirements: str, project: Project, root: Path, commit: str) -> str:
     """Reference of `requirements` with the repository `root`, which is at `commit`, in it. `root` is moved away."""
-    reference = repository_reference(requirements, project, commit)
+    reference = f"localhost/skyrl-stack/task:{project.name}-{digest(requirements, WITH_REPOSITORY, commit)}"
     if not await store.has(reference):
         with tempfile.TemporaryDirectory(prefix="skyrl-image-", dir=root.parent) as context:
             files = Path(context) / "files"
-            installed = (
-                files / REQUIREMENTS.lstrip("/") / f"{project.name.replace('-', '_')}-{project.version}.dist-info"
-            )
+            metadata = f"{project.name.replace('-', '_')}-{project.version}.dist-info"
+            installed = files / REQUIREMENTS.lstrip("/") / metadata
             installed.mkdir(parents=True)
             # What an installation would leave: importlib.metadata answers, and no build backend had to run.
             (installed / "METADATA").write_bytes((root / "PKG-INFO").read_bytes())

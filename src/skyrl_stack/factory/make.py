@@ -1,6 +1,8 @@
 """Make: the tasks that a profile asks for, cached by content, with their images in the image store.
 
-sdist ─▶ sound repository ─▶ image ─▶ tests, twice ─▶ a bug ─▶ tests ─▶ buggy repository ─▶ image, row
+    sdist ─▶ sound repository ─▶ image ─▶ tests, twice ─▶ a bug ─▶ tests ─▶ buggy repository ─▶ image, row
+
+Tests run in sandboxes of the images that agents and grades get, and the seed decides all the rest.
 """
 
 import secrets
@@ -22,7 +24,7 @@ from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.task import Task, read_tasks
 
-FORMAT = "4"
+FORMAT = "1"
 "Goes up when the same project and seed make other tasks than before."
 
 
