@@ -226,6 +226,7 @@ def test_a_module_in_the_place_of_the_runner_is_not_run(bench: Bench, task: Task
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "TestsDidNotRun"),
         ("import os; print('Killed', flush=True); os._exit(0)", "TestsDidNotRun"),
         ("x = ' ' * 10**13", "TestsFailed"),
+        ("import shutil; shutil.rmtree('/tmp', ignore_errors=True)", "TestsDidNotRun"),
     ],
 )
 def test_a_patch_that_stops_the_tests_is_not_resolved(bench: Bench, task: Task, code: str, reason: str) -> None:

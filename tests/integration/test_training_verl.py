@@ -1,22 +1,31 @@
-"""Real verl on the CPU: what becomes of groups that lost episodes, of a run that loses all, and of a resumed run."""
+"""Real verl on the CPU: groups that lost episodes, a run that loses all, a killed run and its resumption.
+
+Only the episodes are not ours: `losing_loop` stands where the agent loop would, so no sandbox is needed.
+"""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skyrl_stack.launch.processes import LAUNCH_VARIABLE, survivors
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.run_directory import Endpoint, Launch, RunDirectory, publish
 from skyrl_stack.tasks.task import Task
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
-EVERY = -1
+ANY = -1
+STARTED_S, ENDED_S = 300.0, 25.0
+TASKS = 6
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +39,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_run(root: Path, model: Path, *, lose: list[list[int]], **trainer: Any) -> RunDirectory:
-    """A run whose episodes are those of `losing_loop`; the runtime is up as far as the trainer can see."""
-    loop = [{"name": "skyrl_episode", "_target_": "losing_loop.LosingLoop", "lose": lose}]
+def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int = 0, **trainer: Any) -> RunDirectory:
+    loop = {"lose": lose, "hold_step": hold_step, "hold_until": str(root / "go")}
     loop_file = root / "loop.yaml"
-    loop_file.write_text(json.dumps(loop))
+    loop_file.write_text(json.dumps([{"name": "skyrl_episode", "_target_": "losing_loop.LosingLoop", **loop}]))
     verl = {
         "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(loop_file),
         "trainer.rollout_data_dir": str(root / "samples"),
     }
     profile = Profile(
-        name="groups",
+        name="verl",
         model=ModelSection(path=str(model), context_tokens=256),
         trainer=TrainerSection(tasks_per_step=2, rollouts_per_task=4, verl=verl, **trainer),
     )
     directory = RunDirectory.create(root, profile)
-    directory.tasks_file.write_text("".join(f"{task(index).model_dump_json()}\n" for index in range(6)))
-    start_launch(directory)
+    directory.tasks_file.write_text("".join(f"{make_task(index).model_dump_json()}\n" for index in range(TASKS)))
     return directory
 
 
-def start_launch(directory: RunDirectory) -> None:
-    launch = Launch()
-    publish(directory.launch_file, launch)
-    endpoint = Endpoint(launch_id=launch.launch_id, url="http://127.0.0.1:9", token="unused")
-    publish(directory.endpoint_file("runtime"), endpoint, mode=0o600)
-
-
-def task(index: int) -> Task:
+def make_task(index: int) -> Task:
     return Task(
         instance_id=f"task-{index}",
         repo="a/b",
         version="1",
-        base_commit="0" * 40,
+        base_commit="0",
         image="none",
         problem_statement=f"task {index}",
         patch="",
@@ -73,44 +73,114 @@ def task(index: int) -> Task:
     )
 
 
-def train(directory: RunDirectory, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "skyrl_stack.trainer", "--run-dir", str(directory.path), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+def start(directory: RunDirectory, *arguments: str) -> subprocess.Popen[bytes]:
+    """A launch of the trainer, as the launcher would; as far as it can see, the runtime is up."""
+    launch = Launch()
+    publish(directory.launch_file, launch)
+    endpoint = Endpoint(launch_id=launch.launch_id, url="http://127.0.0.1:9", token="unused")
+    publish(directory.endpoint_file("runtime"), endpoint, mode=0o600)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), LAUNCH_VARIABLE: launch.launch_id}
+    with directory.log("trainer").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "skyrl_stack.trainer", "--run-dir", str(directory.path), *arguments],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def await_(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+def log_of(directory: RunDirectory) -> str:
+    return directory.log("trainer").read_text(errors="replace")
+
+
+def assert_nothing_left(directory: RunDirectory) -> None:
+    launch_id = directory.launch().launch_id
+    await_(lambda: not survivors(launch_id), ENDED_S, "the end of every process of the launch")
+
+
+def private_directories(directory: RunDirectory) -> list[Path]:
+    return list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}-*"))
 
 
 def metrics(directory: RunDirectory) -> dict[int, dict[str, float]]:
-    lines = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for file in directory.metrics.iterdir() for line in file.read_text().splitlines()]
     return {line["step"]: line["data"] for line in lines}
 
 
-def samples(directory: RunDirectory, step: int) -> list[dict[str, Any]]:
+def tasks_of(directory: RunDirectory, step: int) -> Counter[str]:
+    """How many samples of each task verl trained on in `step`, verl's own padding apart."""
     file = directory.path.parent / "samples" / f"{step}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return Counter(json.loads(line)["input"] for line in file.read_text().splitlines() if "task" in line)
 
 
-def order_of(directory: RunDirectory, step: int) -> set[str]:
-    return {sample["input"] for sample in samples(directory, step)}
-
-
-def test_lost_episodes_are_no_samples_and_a_resumed_run_keeps_the_order(tmp_path: Path, model: Path) -> None:
+def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path: Path, model: Path) -> None:
     # Of whatever task comes, session 3 is lost in step 1; of task 0 all sessions are lost, always.
-    lose = [[1, EVERY, 3], [EVERY, 0, EVERY]]
-    directory = make_run(tmp_path, model, lose=lose, steps=3)
+    lose = [[1, ANY, 3], [ANY, 0, ANY]]
+    directory = make_run(tmp_path, model, lose=lose, hold_step=3, steps=3)
+    killed = start(directory)
+    marker = directory.checkpoints / "latest_checkpointed_iteration.txt"
+    await_(lambda: killed.poll() is not None or (marker.is_file() and marker.read_text() == "2"), 600, "two steps")
+    assert killed.poll() is None, log_of(directory)[-3000:]
+    killed.kill()
+    killed.wait()
+    assert_nothing_left(directory)
 
-    first = train(directory)
+    (tmp_path / "go").touch()
+    resumed = start(directory, "--resume")
+    assert resumed.wait(600) == 0, log_of(directory)[-3000:]
+    assert_nothing_left(directory)
+    assert not private_directories(directory)
 
-    assert first.returncode == 0, first.stderr[-3000:]
     seen = metrics(directory)
-    assert list(seen) == [1, 2, 3]
-    assert sorted(Counter(sample["input"] for sample in samples(directory, 1)).values()) == [3, 3]
-    assert all("task 0" not in sample["input"] for step in seen for sample in samples(directory, step))
-    assert sum(step.get("training/rollout_failure/evicted_samples", 0) for step in seen.values()) >= 1
-    for step in seen.values():
-        assert step["actor/grad_norm"] > 0
-        assert step["training/rollout_probs_diff_max"] < 1e-3
+    assert sorted(seen) == [1, 2, 3]
+    for values in seen.values():
+        assert values["actor/grad_norm"] > 0
+        assert values["training/rollout_probs_diff_max"] < 1e-4
+    trained = [tasks_of(directory, step) for step in (1, 2, 3)]
+    assert list(trained[0].values()) == [3, 3]  # without the lost session, and nothing in its place
+    assert list(trained[1].values()) == [4, 4]
+    assert all("task 0" not in tasks for tasks in trained)
+    first_epoch = {f"task {index}" for index in range(1, TASKS)}
+    assert first_epoch - set(trained[0]) - set(trained[1]) <= set(trained[2])  # what was left of it came next
+    assert len(list((directory.verl / "wandb").glob("offline-run-*"))) == 2
+    assert len({file.name.rpartition("-")[2] for file in (directory.verl / "wandb").glob("offline-run-*")}) == 1
+
+
+def test_a_run_that_only_loses_stops_with_the_cause(tmp_path: Path, model: Path) -> None:
+    directory = make_run(tmp_path, model, lose=[[ANY, ANY, ANY]], steps=1, max_consecutive_failures=12)
+    assert start(directory).wait(600) == 1
+    failure = directory.failure()
+    assert failure is not None
+    assert "TrainingStopped: 16 episodes in a row failed" in failure.cause
+    assert log_of(directory).rstrip().splitlines()[-1].startswith("trainer: 16 episodes in a row failed")
+    assert not metrics(directory)
+    assert_nothing_left(directory)
+
+
+def test_sigterm_ends_everything_in_bounded_time(tmp_path: Path, model: Path) -> None:
+    directory = make_run(tmp_path, model, lose=[], hold_step=1, steps=1)
+    trainer = start(directory)
+    await_(lambda: "ready to fit" in log_of(directory) or trainer.poll() is not None, STARTED_S, "verl's start")
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(ENDED_S) == 128 + signal.SIGTERM
+    assert_nothing_left(directory)
+    assert not private_directories(directory)
+    assert directory.failure() is None
+    heartbeat = directory.heartbeat("trainer")
+    assert heartbeat is not None
+    assert heartbeat.state == "ended"
+
+
+def test_a_finished_run_says_so(tmp_path: Path, model: Path) -> None:
+    directory = make_run(tmp_path, model, lose=[], steps=2)
+    (directory.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    assert start(directory, "--resume").wait(60) == 0
+    assert log_of(directory).splitlines() == ["trainer: all 2 steps are done; raise trainer.steps to train on"]

@@ -7,7 +7,8 @@ from typing import Any
 from skyrl_stack.factory.rows import REPOSITORY
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
-from skyrl_stack.tasks.evaluation import run_tests, specification, statuses
+from skyrl_stack.sandbox.script import run_script
+from skyrl_stack.tasks.evaluation import specification, statuses
 
 TIMEOUT_S = 120.0
 "Wall time of one run; a bug that loops for ever makes no task."
@@ -39,7 +40,7 @@ class Suite:
         try:
             for file, content in (changed or {}).items():
                 await sandbox.write_file(f"{REPOSITORY}/{file}", content.encode())
-            run = await run_tests(sandbox, script, timeout_s=TIMEOUT_S)
+            run = await run_script(sandbox, script, timeout_s=TIMEOUT_S)
         finally:
             await asyncio.shield(sandbox.stop())
         return None if run.timed_out else await asyncio.to_thread(statuses, self.recipe, run.log)

@@ -19,7 +19,8 @@ from skyrl_stack.grading.apply import apply_patch, enters_git_directory
 from skyrl_stack.grading.verdict import is_forged, report_of
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
-from skyrl_stack.tasks.evaluation import TestRun, run_tests, specification
+from skyrl_stack.sandbox.script import ScriptRun, run_script
+from skyrl_stack.tasks.evaluation import specification
 from skyrl_stack.tasks.task import Task
 
 ATTEMPTS = 2
@@ -120,7 +121,7 @@ class _Trial:
             if patch and not await apply_patch(sandbox, self.task, patch):
                 return Grade(resolved=False, reason="PatchDoesNotApply")
             script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
-            run = await run_tests(sandbox, script, timeout_s=self.timeout_s)
+            run = await run_script(sandbox, script, timeout_s=self.timeout_s)
         finally:
             await asyncio.shield(sandbox.stop())
         return await asyncio.to_thread(_judge, self.task, run)
@@ -134,7 +135,7 @@ class _Trial:
         return control is not None and control.reason != "TestsTimedOut"
 
 
-def _judge(task: Task, run: TestRun) -> Grade | None:
+def _judge(task: Task, run: ScriptRun) -> Grade | None:
     if run.timed_out:
         return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
     report = report_of(task, run.log)
