@@ -52,8 +52,9 @@ class LocalLaunch:
             self._prepare_tasks()
             runtime = self._start("runtime")
             self._await_runtime(runtime)
+            progress = Progress(self.directory, self.say)
             trainer = self._start("trainer", *(["--resume"] if self.resume else []))
-            self._watch(runtime, trainer)
+            self._watch(runtime, trainer, progress)
 
     def _prepare_tasks(self) -> None:
         if self.directory.tasks_file.is_file():
@@ -81,8 +82,7 @@ class LocalLaunch:
                 raise PeerLost(f"the runtime did not start in time; see {self.directory.log('runtime')}")
             time.sleep(POLL_S)
 
-    def _watch(self, runtime: subprocess.Popen[bytes], trainer: subprocess.Popen[bytes]) -> None:
-        progress = Progress(self.directory, self.say)
+    def _watch(self, runtime: subprocess.Popen[bytes], trainer: subprocess.Popen[bytes], progress: "Progress") -> None:
         while trainer.poll() is None:
             if runtime.poll() is not None and not self._is_ending("trainer"):
                 raise self._failure("runtime", runtime.returncode)
@@ -122,27 +122,44 @@ class Progress:
 
     directory: RunDirectory
     say: Say
-    episodes: int = -1
-    steps: int = -1
+    episodes: int = 0
+    steps: int = 0
+    read_to: int = 0
+
+    def __post_init__(self) -> None:
+        self.episodes, self.steps = self._count_episodes(), len(read_steps(self.directory))
+        log = self.directory.log("trainer")
+        self.read_to = log.stat().st_size if log.is_file() else 0
 
     def show(self) -> None:
+        self._show_log()
+        self._show_episodes()
         self._show_steps()
-        episodes = sum(1 for _ in self.directory.episodes.glob("*.json"))
-        if self.episodes < 0:
-            self.episodes = episodes
-        if episodes != self.episodes:
+
+    def _show_log(self) -> None:
+        """The trainer's own lines, out of all that verl and Ray print."""
+        with self.directory.log("trainer").open("rb") as log:
+            log.seek(self.read_to)
+            *lines, _unfinished = log.read().split(b"\n")
+        self.read_to += sum(len(line) + 1 for line in lines)
+        for line in lines:
+            if line.startswith((b"trainer: ", b"model: ")):
+                self.say(line.decode(errors="replace"))
+
+    def _show_episodes(self) -> None:
+        if (episodes := self._count_episodes()) != self.episodes:
             self.episodes = episodes
             self.say(f"trainer: {episodes} episodes finished")
 
     def _show_steps(self) -> None:
-        if not self.directory.metrics_file.is_file() and self.steps >= 0:
-            return
-        steps = read_steps(self.directory)
-        if self.steps < 0:
+        if self.directory.metrics_file.is_file():
+            steps = read_steps(self.directory)
+            for step in steps[self.steps :]:
+                self.say(f"step {step.number}: {step.one_line()}")
             self.steps = len(steps)
-        for step in steps[self.steps :]:
-            self.say(f"step {step.number}: {step.one_line()}")
-        self.steps = len(steps)
+
+    def _count_episodes(self) -> int:
+        return sum(1 for _ in self.directory.episodes.glob("*.json"))
 
 
 def claim(directory: RunDirectory, launch: Launch) -> None:
