@@ -40,9 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int = 0, **trainer: Any) -> RunDirectory:
-    loop = {"lose": lose, "hold_step": hold_step, "hold_until": str(root / "go")}
     loop_file = root / "loop.yaml"
-    loop_file.write_text(json.dumps([{"name": "skyrl_episode", "_target_": "losing_loop.LosingLoop", **loop}]))
     verl = {
         "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(loop_file),
         "trainer.rollout_data_dir": str(root / "samples"),
@@ -53,6 +51,15 @@ def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int =
         trainer=TrainerSection(tasks_per_step=2, rollouts_per_task=4, verl=verl, **trainer),
     )
     directory = RunDirectory.create(root, profile)
+    loop = {
+        "name": "skyrl_episode",
+        "_target_": "losing_loop.LosingLoop",
+        "run_directory": str(directory.path),
+        "lose": lose,
+        "hold_step": hold_step,
+        "hold_until": str(root / "go"),
+    }
+    loop_file.write_text(json.dumps([loop]))
     directory.tasks_file.write_text("".join(f"{make_task(index).model_dump_json()}\n" for index in range(TASKS)))
     return directory
 
@@ -159,7 +166,7 @@ def test_a_run_that_only_loses_stops_with_the_cause(tmp_path: Path, model: Path)
     assert start(directory).wait(600) == 1
     failure = directory.failure()
     assert failure is not None
-    assert "TrainingStopped: 16 episodes in a row failed" in failure.cause
+    assert "16 episodes in a row failed; the last: SandboxLost: sandbox of (1, " in failure.cause
     assert log_of(directory).rstrip().splitlines()[-1].startswith("trainer: 16 episodes in a row failed")
     assert not metrics(directory)
     assert_nothing_left(directory)

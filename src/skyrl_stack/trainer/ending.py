@@ -21,14 +21,18 @@ class Ending:
 
     def __init__(self) -> None:
         self._lost: str | None = None
+        self._signal = 0
 
     def __enter__(self) -> Self:
         self.take_signals()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._lost and isinstance(error, SystemExit):
+        if not self._signal or not isinstance(error, SystemExit):
+            return
+        if self._lost:
             raise PeerLost(self._lost) from None
+        raise SystemExit(128 + self._signal) from None  # Ray hands on that there was one, but not its code
 
     def take_signals(self) -> None:
         """Handle the signals here; again after a library has put its own handlers in place."""
@@ -41,6 +45,7 @@ class Ending:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, number: int, _: FrameType | None) -> NoReturn:
+        self._signal = number
         for each in _SIGNALS:  # a second one must not cut the clean-up short; it is bounded in time
             signal.signal(each, signal.SIG_IGN)
         deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))

@@ -1,0 +1,111 @@
+"""The tiny model's teacher in real sandboxes: its scripts earn what their names say, and become traces."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playing import play, profile, sandboxes
+
+from skyrl_stack.agent.policy import Completion
+from skyrl_stack.episode.episode import run_episode
+from skyrl_stack.profile import ModelSection, Profile
+from skyrl_stack.run_directory import Launch, RunDirectory, publish
+from skyrl_stack.tasks.task import Task
+
+pytestmark = pytest.mark.podman
+
+
+def test_the_teachers_scripts_earn_what_they_should(inflection_tasks: list[Task], tmp_path: Path) -> None:
+    from skyrl_stack.trainer.tiny import teacher
+
+    directory = RunDirectory.create(tmp_path, profile())
+
+    async def rewards() -> list[float | None]:
+        async with sandboxes() as provider:
+            scripts = teacher.scripts(inflection_tasks[0])
+            played = [await play(inflection_tasks[0], script.turns, directory, provider) for script in scripts]
+            return [episode.reward for episode, _ in played]
+
+    assert asyncio.run(rewards()) == [1.0, 0.0, 0.0]
+
+
+def test_traces_hold_what_the_teacher_said(inflection_tasks: list[Task]) -> None:
+    from skyrl_stack.trainer.tiny import teacher
+    from skyrl_stack.trainer.tiny.traces import Classroom
+
+    async def teach() -> None:
+        async with sandboxes() as provider:
+            classroom = Classroom(provider, Profile(name="local"))
+            tokenizer = await classroom.tokenizer(inflection_tasks)
+            traces = await classroom.traces(inflection_tasks, tokenizer)
+        lessons = [script for task in inflection_tasks for script in teacher.scripts(task) for _ in range(script.share)]
+        assert len(traces) == len(lessons)
+        for trace, script in zip(traces, lessons, strict=True):
+            sampled = [i for i, mine in zip(trace.response_ids, trace.response_mask, strict=True) if mine]
+            text = tokenizer.decode(sampled, skip_special_tokens=False)
+            assert text == "".join(f"{turn}<|im_end|>" for turn in script.turns)
+            assert len(trace.prompt_ids) < 1000
+            assert sum(trace.response_mask) < 200
+
+    asyncio.run(teach())
+
+
+class Greedy:
+    """The policy of a model, at its most likely."""
+
+    def __init__(self, path: Path, end_of_turn: int) -> None:
+        from skyrl_stack.trainer.cpu.generation import Generator
+
+        self.generator = Generator(path, context_tokens=2048, seed=0)
+        self.end_of_turn = end_of_turn
+
+    async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
+        tokens, log_probs = self.generator.sample(prompt_ids, max_tokens=max_tokens, temperature=0)
+        return Completion(tokens, log_probs, "stop" if tokens[-1] == self.end_of_turn else "length")
+
+
+def test_a_model_is_made_once_and_solves_its_task_at_its_most_likely(
+    inflection_tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    from skyrl_stack.trainer.tiny.make import find_or_make
+
+    task = inflection_tasks[0]
+    settings = Profile(name="local", model=ModelSection(sft_steps=120))
+    directory = RunDirectory.create(tmp_path, settings)
+    directory.tasks_file.write_text(f"{task.model_dump_json()}\n")
+    publish(directory.launch_file, Launch())
+    runtime = subprocess.Popen([sys.executable, "-m", "skyrl_stack.runtime", "--run-dir", str(directory.path)])
+    try:
+        directory.await_endpoint("runtime", 60)
+        monkeypatch.setenv("SKYRL_CACHE", str(tmp_path / "cache"))  # of models; the runtime has the machine's images
+        path = find_or_make(directory, settings)
+        monkeypatch.delenv("SKYRL_CACHE")
+    finally:
+        runtime.terminate()
+        runtime.wait(60)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    monkeypatch.setenv("SKYRL_CACHE", str(tmp_path / "cache"))
+    assert find_or_make(directory, settings) == path  # without a runtime
+    monkeypatch.delenv("SKYRL_CACHE")
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    async def reward() -> float | None:
+        async with sandboxes() as provider:
+            episode, _ = await run_episode(
+                task,
+                policy=Greedy(path, tokenizer.eos_token_id),
+                tokenizer=tokenizer,
+                sandboxes=provider,
+                profile=settings,
+                directory=directory,
+                step=0,
+                repetition=0,
+            )
+            return episode.reward
+
+    assert asyncio.run(reward()) == 1.0
