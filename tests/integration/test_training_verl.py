@@ -19,6 +19,7 @@ import pytest
 from skyrl_stack.launch.processes import LAUNCH_VARIABLE, survivors
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.run_directory import Endpoint, Launch, RunDirectory, publish
+from skyrl_stack.sandbox.storage import read_owner, remove_private_directory
 from skyrl_stack.tasks.task import Task
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
@@ -44,6 +45,7 @@ def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int =
     verl = {
         "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(loop_file),
         "trainer.rollout_data_dir": str(root / "samples"),
+        **trainer.pop("verl", {}),
     }
     profile = Profile(
         name="verl",
@@ -139,6 +141,11 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     killed.kill()
     killed.wait()
     assert_nothing_left(directory)
+    (private,) = private_directories(directory)  # it could not remove it itself
+    owner = read_owner(private)
+    assert owner is not None
+    assert not owner.is_alive  # so `sweep` may
+    remove_private_directory(private)
 
     (tmp_path / "go").touch()
     resumed = start(directory, "--resume")
@@ -191,3 +198,11 @@ def test_a_finished_run_says_so(tmp_path: Path, model: Path) -> None:
     (directory.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
     assert start(directory, "--resume").wait(60) == 0
     assert log_of(directory).splitlines() == ["trainer: all 2 steps are done; raise trainer.steps to train on"]
+
+
+def test_a_misspelt_option_of_verl_is_one_line(tmp_path: Path, model: Path) -> None:
+    directory = make_run(tmp_path, model, lose=[], verl={"trainer.sav_freq": 1})
+    assert start(directory).wait(120) == 1
+    last = log_of(directory).rstrip().splitlines()[-1]
+    assert last == "trainer: trainer.verl: verl has no option trainer.sav_freq; write +trainer.sav_freq to add one"
+    assert not private_directories(directory)

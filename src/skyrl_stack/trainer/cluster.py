@@ -10,7 +10,7 @@ from pathlib import Path
 
 from skyrl_stack.sandbox.storage import PREFIX, Owner
 
-_LONGEST_BASE = 16  # Ray puts sockets 90 characters below it, and the kernel takes 107
+_LONGEST_BASE = 11  # Ray puts sockets 96 characters below it, and the kernel takes 107
 
 
 @contextmanager
