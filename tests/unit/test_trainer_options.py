@@ -34,7 +34,7 @@ def test_the_cpu_plays_no_part_on_a_gpu(directory: RunDirectory, tmp_path: Path)
     told = options.verl_options(profile, directory, ray_dir=tmp_path)
     assert told["actor_rollout_ref.rollout.name"] == "vllm"
     assert "trainer.device" not in told
-    assert "VERL_PLATFORM" not in options.environment(profile, directory, token_file=tmp_path, run_id="r")
+    assert "VERL_PLATFORM" not in options.environment(profile, directory, token_file=tmp_path, run_id="r", users={})
 
 
 def test_the_users_table_wins_nested_or_dotted(directory: RunDirectory, tmp_path: Path) -> None:
@@ -46,21 +46,16 @@ def test_the_users_table_wins_nested_or_dotted(directory: RunDirectory, tmp_path
     assert set(options.users_options(profile)) == {"trainer.save_freq", "actor_rollout_ref.actor.optim.lr"}
 
 
-def test_wandb_is_offline_until_its_own_variables_say_otherwise(
-    directory: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def environment() -> dict[str, str]:
-        return options.environment(directory.profile(), directory, token_file=tmp_path, run_id="run")
+def test_wandb_is_offline_until_its_own_variables_say_otherwise(directory: RunDirectory, tmp_path: Path) -> None:
+    def environment(**users: str) -> dict[str, str]:
+        return options.environment(directory.profile(), directory, token_file=tmp_path, run_id="run", users=users)
 
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
     assert environment()["WANDB_MODE"] == "offline"
     assert environment()["WANDB_RUN_ID"] == "run"
-    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
-    assert "WANDB_DIR" not in environment()
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert "WANDB_MODE" not in environment()
-    assert "secret" not in environment().values()
+    assert "WANDB_DIR" not in environment(WANDB_DIR="/elsewhere")
+    online = environment(WANDB_API_KEY="secret")
+    assert "WANDB_MODE" not in online
+    assert "secret" not in online.values()
 
 
 def test_the_agent_loop_that_verl_is_told_exists(directory: RunDirectory) -> None:

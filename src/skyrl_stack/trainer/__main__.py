@@ -60,7 +60,9 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
 def _prepare(directory: RunDirectory, profile: Profile, private: Path) -> None:
     """Everything verl reads: its environment, the model, the rows, and who plays an episode."""
     token_file = cluster.write_token(private)
-    os.environ |= options.environment(profile, directory, token_file=token_file, run_id=_wandb_run_id(directory))
+    os.environ |= options.environment(
+        profile, directory, token_file=token_file, run_id=_wandb_run_id(directory), users=os.environ
+    )
     from skyrl_stack.trainer.model import ensure_model  # imports what reads the environment
 
     ensure_model(directory, profile)

@@ -63,6 +63,9 @@ class GroupBuffer(ReplayBuffer):
         return {group for group in ended if kept[group] < 2}
 
     def _last_error(self) -> str:
-        records = sorted(self.directory.episodes.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        errors = (Episode.model_validate_json(file.read_bytes()).error for file in reversed(records))
-        return next((error for error in errors if error), f"see {self.directory.log('trainer')}")
+        """What the last episode of this launch that failed died of."""
+        newest_first = sorted(self.directory.episodes.glob("*.json"), key=lambda file: -file.stat().st_mtime)
+        started = self.directory.launch().started_at
+        episodes = (Episode.model_validate_json(file.read_bytes()) for file in newest_first)
+        errors = (episode.error for episode in episodes if episode.error and episode.started_at >= started)
+        return next(errors, f"see {self.directory.log('trainer')}")

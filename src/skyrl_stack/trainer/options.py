@@ -1,4 +1,4 @@
-"""Pure: what verl is told, as a table of its own option names, and the environment its processes run in.
+"""What verl is told, as a table of its own option names, and the environment that its processes run in.
 
 verl's defaults stand unless a line here has a reason. The profile's `[trainer.verl]` table comes last and wins.
 """
@@ -53,8 +53,10 @@ def agent_loop_config(directory: RunDirectory) -> list[dict[str, Any]]:
     ]
 
 
-def environment(profile: Profile, directory: RunDirectory, *, token_file: Path, run_id: str) -> dict[str, str]:
-    """Variables for verl, Ray and W&B; those of W&B that the user has set stay as they are."""
+def environment(
+    profile: Profile, directory: RunDirectory, *, token_file: Path, run_id: str, users: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables for verl, Ray and W&B; those of W&B that are among the `users` stay as they are."""
     ours = {
         "RAY_AUTH_MODE": "token",  # a cluster that runs code for whoever connects, on a machine with other users
         "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -71,14 +73,14 @@ def environment(profile: Profile, directory: RunDirectory, *, token_file: Path, 
             "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other leave the cores to the sandboxes
         }
-    offline = {} if {"WANDB_API_KEY", "WANDB_BASE_URL"} & os.environ.keys() else {"WANDB_MODE": "offline"}
+    offline = {} if {"WANDB_API_KEY", "WANDB_BASE_URL"} & users.keys() else {"WANDB_MODE": "offline"}
     wandb = offline | {
         "WANDB_DIR": str(directory.verl),
         "WANDB_RUN_ID": run_id,
         "WANDB_RESUME": "allow",
         "WANDB_SILENT": "true",
     }
-    return ours | {name: value for name, value in wandb.items() if name not in os.environ}
+    return ours | {name: value for name, value in wandb.items() if name not in users}
 
 
 def _data(profile: Profile, directory: RunDirectory) -> Options:

@@ -16,7 +16,6 @@ from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import Task, read_tasks
 from skyrl_stack.trainer.tiny import network, supervised
-from skyrl_stack.trainer.tiny.traces import Classroom
 
 _SAY_EVERY = 50
 _CODE = ("chat_template.jinja", "network.py", "supervised.py", "teacher.py")
@@ -70,6 +69,8 @@ def _make(path: Path, tasks: Sequence[Task], endpoint: Endpoint, profile: Profil
 async def _teach(
     tasks: Sequence[Task], endpoint: Endpoint, profile: Profile
 ) -> tuple[network.TinyTokenizer, list[Trajectory]]:
+    from skyrl_stack.trainer.tiny.traces import Classroom  # OpenHands takes seconds, and a cached model needs none
+
     async with RuntimeClient(endpoint) as sandboxes:
         classroom = Classroom(sandboxes, profile)
         tokenizer = await classroom.tokenizer(tasks)
