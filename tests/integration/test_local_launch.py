@@ -21,11 +21,6 @@ COMMAND = str(Path(sys.executable).with_name("skyrl-stack"))
 SMALL = ["--set", 'tasks.projects=["inflection"]', "--set", "tasks.per_project=2"]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("launch")
-
-
 def launch(workplace: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [COMMAND, "launch", "local", *SMALL, *arguments],
@@ -47,11 +42,11 @@ def newest(workplace: Path) -> RunDirectory:
     return RunDirectory.latest(workplace / ".skyrl_jobs")
 
 
-def test_two_updates_and_a_resume(workplace: Path) -> None:
-    first = launch(workplace)
+def test_two_updates_and_a_resume(tmp_path: Path) -> None:
+    first = launch(tmp_path)
     printed = finish(first, 800)
     assert first.returncode == 0, printed
-    directory = newest(workplace)
+    directory = newest(tmp_path)
     steps = read_steps(directory)
     assert [step.number for step in steps] == [1, 2]
     assert any(step.groups[0] > 0 and step.metrics["actor/grad_norm"] > 0 for step in steps), printed
@@ -59,10 +54,10 @@ def test_two_updates_and_a_resume(workplace: Path) -> None:
     assert str(directory.path) in printed
     assert_nothing_is_left(directory)
 
-    second = launch(workplace, "--resume", "--set", "trainer.steps=3")
+    second = launch(tmp_path, "--resume", "--set", "trainer.steps=3")
     printed = finish(second, 800)
     assert second.returncode == 0, printed
-    assert newest(workplace).path == directory.path
+    assert newest(tmp_path).path == directory.path
     assert [step.number for step in read_steps(directory)] == [1, 2, 3]
     episodes = read_episodes(directory)
     assert len({episode.id for episode in episodes}) == len(episodes)
@@ -90,15 +85,15 @@ def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], RunDirector
     ],
 )
 def test_however_it_ends_the_other_side_ends_and_nothing_is_left(
-    workplace: Path, end: Callable[[subprocess.Popen[str], RunDirectory], None]
+    tmp_path: Path, end: Callable[[subprocess.Popen[str], RunDirectory], None]
 ) -> None:
-    process = launch(workplace, "--set", "trainer.steps=50")
-    directory = await_first_episode(workplace, process)
+    process = launch(tmp_path, "--set", "trainer.steps=50")
+    directory = await_first_episode(tmp_path, process)
     end(process, directory)
     finish(process, 90)
     assert process.returncode != 0
     wait_until_gone(directory, 60)
-    subprocess.run([COMMAND, "sweep"], cwd=workplace, check=True, capture_output=True, timeout=60)
+    subprocess.run([COMMAND, "sweep"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
     assert_nothing_is_left(directory)
 
 
@@ -107,9 +102,8 @@ def await_first_episode(workplace: Path, process: subprocess.Popen[str]) -> RunD
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
-        directory = newest(workplace)
-        if directory.launch_file.is_file() and any(directory.episodes.iterdir()):
-            return directory
+        if any(workplace.glob(".skyrl_jobs/*/episodes/*.json")):
+            return newest(workplace)
         time.sleep(0.5)
     raise AssertionError("no episode within 300 s")
 
