@@ -2,16 +2,37 @@
 CONFIG ?= local
 VENV   := .venv
 BIN    := $(VENV)/bin
+# On a cluster the nodes need Podman, not the machine that submits.
+NEEDS  := $(if $(shell grep -s '^kind = "slurm"' profiles/$(CONFIG).toml),$(VENV)/.cluster,$(VENV)/.local podman)
+SETS    = $(foreach pair,$(SET),--set '$(pair)')
 .DEFAULT_GOAL := help
-.PHONY: help setup launch report sweep check test format clean podman
+.PHONY: help setup plan launch resume status logs stop list report sweep check test format clean podman slurm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.local podman ## install what a local launch needs
+setup: $(NEEDS) ## install what a launch of CONFIG needs
 
-launch: $(VENV)/.local podman ## run a profile: make launch CONFIG=local [RESUME=1] [SET="a.b=c d.e=f"]
-	@$(BIN)/skyrl-stack launch $(CONFIG) $(if $(RESUME),--resume) $(foreach pair,$(SET),--set '$(pair)')
+plan: $(NEEDS) ## does a profile fit where it is to run: make plan CONFIG=dev
+	@$(BIN)/skyrl-stack plan $(CONFIG) $(SETS)
+
+launch: $(NEEDS) ## run a profile: make launch CONFIG=local|dev [RESUME=1] [DRY_RUN=1] [SET="a.b=c d.e=f"]
+	@$(BIN)/skyrl-stack launch $(CONFIG) $(if $(RESUME),--resume) $(if $(DRY_RUN),--dry-run) $(SETS)
+
+resume: | $(BIN)/skyrl-stack ## go on with the newest run: make resume [RUN=directory] [SET=...]
+	@$(BIN)/skyrl-stack resume $(RUN) $(SETS)
+
+status: | $(BIN)/skyrl-stack ## what the newest run is doing: make status [RUN=directory] [WATCH=1]
+	@$(BIN)/skyrl-stack status $(RUN) $(if $(WATCH),--watch)
+
+logs: | $(BIN)/skyrl-stack ## follow what both roles print: make logs [RUN=directory]
+	@$(BIN)/skyrl-stack logs --follow $(RUN)
+
+stop: | $(BIN)/skyrl-stack ## end the newest run: make stop [RUN=directory]
+	@$(BIN)/skyrl-stack stop $(RUN)
+
+list: | $(BIN)/skyrl-stack ## all runs and their states
+	@$(BIN)/skyrl-stack list
 
 report: $(VENV)/.local ## table of the newest run: make report [RUN=directory]
 	@$(BIN)/skyrl-stack report $(RUN)
@@ -25,7 +46,7 @@ check: $(VENV)/.dev ## style, types and import layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: check podman ## check, then all tests: make test [ARGS="-m 'not training'"]
+test: check podman slurm ## check, then all tests: make test [ARGS="-m 'not training'"]
 	$(BIN)/pytest $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the code in the house style
@@ -37,6 +58,12 @@ clean: ## remove the Python environment; runs and caches stay
 
 podman:
 	@scripts/setup-podman
+
+slurm:
+	@scripts/setup-slurm
+
+$(BIN)/skyrl-stack:
+	@$(MAKE) --no-print-directory setup
 
 # A stamp per dependency group: the second `make` starts at once.
 $(VENV)/.%: uv.lock pyproject.toml scripts/setup-python

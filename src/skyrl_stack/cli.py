@@ -7,13 +7,21 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from skyrl_stack import __version__
 from skyrl_stack.errors import StackError
 
+if TYPE_CHECKING:
+    from skyrl_stack.run_directory import RunDirectory
+
 RUN_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+OVERRIDES = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the profile."
+)
+RUN = click.argument("run_dir", type=RUN_DIRECTORY, required=False)
 
 
 def one_line_errors[**P, R](command: Callable[P, R]) -> Callable[P, R]:
@@ -38,27 +46,100 @@ def main() -> None:
 
 @main.command()
 @click.argument("config")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the profile.")
+@OVERRIDES
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this profile, or with --run-dir.")
 @click.option("--run-dir", type=RUN_DIRECTORY, help="With --resume: the run directory to go on with.")
+@click.option("--dry-run", is_flag=True, help="Slurm: write and print what would be submitted, and submit nothing.")
 @one_line_errors
-def launch(config: str, overrides: tuple[str, ...], resume: bool, run_dir: Path | None) -> None:
+def launch(config: str, overrides: tuple[str, ...], resume: bool, run_dir: Path | None, dry_run: bool) -> None:
     """Run the profile CONFIG: a name in profiles/, or the path of a TOML file."""
     from skyrl_stack.launch.launch import launch_profile
 
-    launch_profile(config, overrides, resume=resume, run_dir=run_dir, say=click.echo)
+    launch_profile(config, overrides, resume=resume, run_dir=run_dir, dry_run=dry_run, say=click.echo)
 
 
 @main.command()
-@click.argument("run_dir", type=RUN_DIRECTORY, required=False)
+@click.argument("config")
+@OVERRIDES
+@one_line_errors
+def plan(config: str, overrides: tuple[str, ...]) -> None:
+    """Say whether the profile CONFIG fits where it is to run; exit code 1 if it does not."""
+    from skyrl_stack.launch.launch import find_profile
+    from skyrl_stack.launch.plan import plan, survey
+    from skyrl_stack.profile import load_profile
+
+    profile = load_profile(find_profile(config), overrides)
+    findings = plan(profile, survey(profile))
+    for finding in findings:
+        click.echo(f"{finding.level}: {finding.text}")
+    if any(finding.level == "error" for finding in findings):
+        sys.exit(1)
+    click.echo(f"profile {profile.name} can be launched")
+
+
+@main.command()
+@RUN
+@click.option("--watch", is_flag=True, help="Until the run is over.")
+@one_line_errors
+def status(run_dir: Path | None, watch: bool) -> None:
+    """What RUN_DIR is doing, by default the newest run: its roles, jobs, steps and last error."""
+    from skyrl_stack.launch.status import print_status, watch_status
+
+    (watch_status if watch else print_status)(_run(run_dir))
+
+
+@main.command()
+@RUN
+@click.option("-f", "--follow", is_flag=True, help="Until the run is over.")
+@click.option("-n", "--lines", default=20, show_default=True, help="Lines of each log to begin with.")
+@one_line_errors
+def logs(run_dir: Path | None, follow: bool, lines: int) -> None:
+    """What both roles of RUN_DIR print, by default of the newest run."""
+    from skyrl_stack.launch.logs import print_logs
+
+    print_logs(_run(run_dir), last=lines, follow=follow)
+
+
+@main.command()
+@RUN
+@one_line_errors
+def stop(run_dir: Path | None) -> None:
+    """Stop RUN_DIR, by default the newest run, and wait until it has ended."""
+    from skyrl_stack.launch.stop import stop_run
+
+    stop_run(_run(run_dir), say=click.echo)
+
+
+@main.command()
+@RUN
+@OVERRIDES
+@one_line_errors
+def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Go on with RUN_DIR, by default the newest run, after its newest checkpoint."""
+    from skyrl_stack.launch.launch import resume_run
+
+    resume_run(_run(run_dir), overrides, say=click.echo)
+
+
+@main.command("list")
+@click.argument("root", type=click.Path(path_type=Path), default=Path(".skyrl_jobs"))
+@one_line_errors
+def list_runs(root: Path) -> None:
+    """The runs below ROOT, by default .skyrl_jobs, and what state each is in."""
+    from skyrl_stack.launch.status import print_runs
+
+    print_runs(root)
+
+
+@main.command()
+@RUN
 @click.option("--episodes", is_flag=True, help="Also a line for each episode.")
 @one_line_errors
 def report(run_dir: Path | None, episodes: bool) -> None:
     """Table of the steps of RUN_DIR, by default of the newest run below .skyrl_jobs."""
     from skyrl_stack.report import print_report
-    from skyrl_stack.run_directory import RunDirectory
 
-    print_report(RunDirectory.open(run_dir) if run_dir else RunDirectory.latest(), episodes=episodes)
+    print_report(_run(run_dir), episodes=episodes)
 
 
 @main.command()
@@ -72,3 +153,9 @@ def sweep() -> None:
         click.echo(f"removed {item}")
     if not removed:
         click.echo("nothing to remove")
+
+
+def _run(run_dir: Path | None) -> "RunDirectory":
+    from skyrl_stack.run_directory import RunDirectory
+
+    return RunDirectory.open(run_dir) if run_dir else RunDirectory.latest()

@@ -4,6 +4,8 @@
     ├── ProfileError                 a profile, or one of its values, is wrong
     ├── SetupError                   the machine lacks something; the message says what to install
     ├── RunDirectoryError            a run directory is missing, in use or damaged
+    ├── SlurmUnreachable             Slurm does not answer: nothing is known, neither life nor death
+    ├── SlurmRefused                 Slurm answered no; says what it said
     ├── PeerLost                     the other role stopped, died or fell silent
     ├── TrainingStopped              training cannot go on: too many failures in a row, or verl failed
     └── InfrastructureError          an episode died of something the policy did not do
@@ -36,6 +38,14 @@ class SetupError(StackError):
 
 class RunDirectoryError(StackError):
     """A run directory is missing, already in use or damaged."""
+
+
+class SlurmUnreachable(StackError):
+    """Slurm does not answer. Nothing is known about its jobs: they may well be running."""
+
+
+class SlurmRefused(StackError):
+    """Slurm answered, and refused."""
 
 
 class PeerLost(StackError):

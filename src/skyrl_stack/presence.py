@@ -57,8 +57,7 @@ class Presence:
 
     def fail(self, cause: str) -> None:
         """Record why the run stops; the first cause of a launch stays."""
-        if self.directory.failure() is None:
-            publish(self.directory.failure_file, Failure(launch_id=self.launch_id, role=self.role, cause=cause))
+        record_failure(self.directory, self.launch_id, self.role, cause)
 
     def _write(self, state: str) -> None:
         record = Heartbeat.model_validate({"launch_id": self.launch_id, "at": time.time(), "state": state})
@@ -81,10 +80,28 @@ class Presence:
             return "the launcher is gone"
         if self.directory.launch().launch_id != self.launch_id:
             return "another launch has taken over the run directory"
-        heartbeat = self.directory.heartbeat(self.peer)
-        if heartbeat is None:
-            return None
-        if heartbeat.state in ("ended", "failed"):
-            return f"the {self.peer} {heartbeat.state}"
-        silent = time.time() - heartbeat.at
-        return f"the {self.peer} has been silent for {silent:.0f} s" if silent > self.timeout_s else None
+        return lost_peer(self.directory, self.peer, self.timeout_s)
+
+
+def record_failure(
+    directory: RunDirectory, launch_id: str, role: Role, cause: str, *, told_to_stop: bool = False
+) -> None:
+    """Record why the run stops; the first cause of a launch stays."""
+    if directory.failure() is None:
+        failure = Failure(launch_id=launch_id, role=role, cause=cause, told_to_stop=told_to_stop)
+        publish(directory.failure_file, failure)
+
+
+def lost_peer(directory: RunDirectory, peer: Role, timeout_s: float) -> str | None:
+    """Why `peer` counts as gone; None while it lives, or has not appeared."""
+    if (
+        failure := directory.failure()
+    ) and failure.role == peer:  # perhaps told by who started it: a killed role is mute
+        return f"the {peer} failed"
+    heartbeat = directory.heartbeat(peer)
+    if heartbeat is None:
+        return None
+    if heartbeat.state in ("ended", "failed"):
+        return f"the {peer} {heartbeat.state}"
+    silent = time.time() - heartbeat.at
+    return f"the {peer} has been silent for {silent:.0f} s" if silent > timeout_s else None

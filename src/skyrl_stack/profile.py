@@ -9,17 +9,14 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from skyrl_stack.errors import ProfileError
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and no key that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from skyrl_stack.section import Section
+from skyrl_stack.site import Launcher, LocalLauncher
 
 
 class RunSection(Section):
@@ -45,7 +42,7 @@ class TasksSection(Section):
 
 class RuntimeSection(Section):
     host: str = "127.0.0.1"
-    "Address to listen on, and that the trainer connects to."
+    "Address to listen on, and that the trainer connects to; `node` is the name of the node that the runtime is on."
     max_sandboxes: int = Field(default=4, ge=1, le=4096)
     "Sandboxes alive at once; further starts wait for a place."
     start_timeout_s: float = Field(default=120.0, gt=0)
@@ -115,6 +112,7 @@ class Profile(Section):
     grading: GradingSection = GradingSection()
     model: ModelSection = ModelSection()
     trainer: TrainerSection = TrainerSection()
+    launcher: Launcher = LocalLauncher()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -138,13 +136,26 @@ def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    return _resolve(table, overrides, source=str(path))
+
+
+def override_profile(profile: Profile, overrides: Iterable[str]) -> Profile:
+    """Apply `a.b=c` overrides to a resolved profile.
+
+    Raises:
+        ProfileError: one line naming the key and the remedy.
+    """
+    return _resolve(profile.model_dump(mode="json"), overrides, source=f"profile {profile.name}")
+
+
+def _resolve(table: dict[str, Any], overrides: Iterable[str], *, source: str) -> Profile:
     for override in overrides:
         _apply(table, override)
-    table.setdefault("name", path.stem)
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
-        raise ProfileError(f"{path}: {_one_line(error)}") from error
+        raise ProfileError(f"{source}: {_one_line(error)}") from error
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -170,20 +181,34 @@ def _value(text: str) -> Any:
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key, section = _locate(first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{key}: no such key{_nearest(first['loc'])}"
+        return f"{key}: no such key{_nearest(str(first['loc'][-1]), section)}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"{key}{value}: {message[0].lower()}{message[1:]}"
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _locate(location: tuple[int | str, ...]) -> tuple[str, Any]:
+    """The dotted key at `location`, and the section that should hold it; pydantic's place also names a union's tag."""
+    key: list[str] = []
+    section = inner = Profile
+    for part in location:
+        if isinstance(inner, UnionType):
+            inner = next(kind for kind in get_args(inner) if kind.model_fields["kind"].default == part)
+            continue
+        key.append(str(part))
+        section, field = inner, getattr(inner, "model_fields", {}).get(part)
+        inner = field.annotation if field else None
+    return ".".join(key), section
+
+
+def _nearest(key: str, section: type[Section]) -> str:
     """A hint with the nearest known key, or all of them."""
-    model: Any = Profile
-    for part in location[:-1]:
-        model = model.model_fields[part].annotation
-    known = sorted(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    known = sorted(section.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"

@@ -13,7 +13,10 @@
     ├── checkpoints/              trainer    verl's own layout
     ├── verl/                     trainer    what verl is given (rows, agent loop), and W&B's files
     ├── failure.json              any role   why the run stopped, if it did not end well
-    └── logs/<role>.log           launcher   what a role printed
+    ├── slurm/<role>.sbatch       launcher   what was submitted, byte for byte; mode 0600
+    └── logs/                                what the roles printed
+        ├── <role>.log            launcher   on one machine
+        └── {runtime,training}_<job>.{out,err}    Slurm
 
 Every path is made here. A file appears by write-then-rename, so what can be seen is complete, and has one
 writer. That holds on NFS and Lustre: no locks, no sockets, and a reader that waits has a deadline.
@@ -23,6 +26,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -33,6 +37,8 @@ from skyrl_stack.errors import PeerLost, RunDirectoryError
 from skyrl_stack.profile import Profile
 
 Role = Literal["runtime", "trainer"]
+JOB_LOGS: Mapping[Role, str] = {"runtime": "runtime", "trainer": "training"}
+"First part of the names of a job's logs."
 
 
 class Record(BaseModel):
@@ -73,6 +79,8 @@ class Failure(Record):
     launch_id: str
     role: str
     cause: str
+    told_to_stop: bool = False
+    "From outside: by a person, or by Slurm near a time limit."
 
 
 class RunDirectory:
@@ -163,6 +171,14 @@ class RunDirectory:
     def log(self, role: Role) -> Path:
         return self.logs / f"{role}.log"
 
+    def role_logs(self, role: Role) -> list[Path]:
+        """What there is of `role`'s logs, the newest last."""
+        logs = [*self.logs.glob(f"{JOB_LOGS[role]}_*.*"), *self.logs.glob(self.log(role).name)]
+        return sorted(logs, key=lambda log: log.stat().st_mtime)
+
+    def batch_script(self, role: Role) -> Path:
+        return self.path / "slurm" / f"{role}.sbatch"
+
     def endpoint_file(self, role: Role) -> Path:
         return self.path / "endpoints" / f"{role}.json"
 
@@ -206,7 +222,7 @@ class RunDirectory:
                 return endpoint
             heartbeat = self.heartbeat(role)
             if heartbeat and heartbeat.state in ("ended", "failed"):
-                raise PeerLost(f"the {role} {heartbeat.state} before it was ready; see {self.log(role)}")
+                raise PeerLost(f"the {role} {heartbeat.state} before it was ready; see {self.logs}")
             time.sleep(poll_s)
         raise PeerLost(f"{self.endpoint_file(role)}: the {role} did not appear within {timeout_s:.0f} s")
 

@@ -11,7 +11,7 @@ import pytest
 
 from skyrl_stack.errors import RunDirectoryError
 from skyrl_stack.launch import processes
-from skyrl_stack.launch.local import claim
+from skyrl_stack.launch.runs import claim
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Launch, RunDirectory
 
@@ -84,7 +84,7 @@ def test_a_run_directory_in_use_is_refused_and_keeps_its_owner(tmp_path: Path, l
     claim(directory, Launch(launch_id=launch_id))
     process = start(tmp_path, launch_id, STUBBORN)
     try:
-        with pytest.raises(RunDirectoryError, match="still running here"):
+        with pytest.raises(RunDirectoryError, match="is still running"):
             claim(directory, Launch())
         assert directory.launch().launch_id == launch_id
     finally:

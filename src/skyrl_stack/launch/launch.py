@@ -1,21 +1,25 @@
-"""Launch: from a profile's name to a run directory that a backend carries out."""
+"""Launch: from a profile's name, or a run to go on with, to a run directory that a backend carries out."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.launch.local import LocalLaunch
-from skyrl_stack.profile import Profile, load_profile
+from skyrl_stack.launch.plan import plan, require_fit, survey
+from skyrl_stack.launch.slurm.submit import SlurmLaunch
+from skyrl_stack.profile import Profile, load_profile, override_profile
 from skyrl_stack.report import print_report
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.site import SlurmLauncher
 
 REPOSITORY = Path(__file__).parents[3]
+Say = Callable[[str], None]
 
 
 def launch_profile(
-    config: str, overrides: Iterable[str], *, resume: bool, run_dir: Path | None, say: Callable[[str], None]
+    config: str, overrides: Iterable[str], *, resume: bool, run_dir: Path | None, dry_run: bool, say: Say
 ) -> None:
-    """Run profile `config` to its end and print the report.
+    """Launch profile `config`: run it to its end and print the report, or submit it to Slurm and return.
 
     Raises:
         StackError: in one line; nothing of the launch is left running.
@@ -23,13 +27,23 @@ def launch_profile(
     if run_dir and not resume:
         raise ProfileError("--run-dir names a run to go on with: add --resume, or leave it out")
     profile = load_profile(find_profile(config), overrides)
-    directory = _directory(profile, resume=resume, run_dir=run_dir)
-    say(f"run directory: {directory.path}")
-    try:
-        LocalLaunch(directory, profile, say, resume=resume).run()
-    finally:
-        print_report(directory)
-        say(f"more: skyrl-stack report {directory.path} --episodes")
+    _require_usable(profile, dry_run=dry_run, say=say)
+    if not resume:
+        directory = RunDirectory.create(profile.run.root, profile)
+    else:
+        directory = RunDirectory.open(run_dir) if run_dir else RunDirectory.latest(profile.run.root, profile.name)
+    _launch(directory, profile, resume=resume, dry_run=dry_run, say=say)
+
+
+def resume_run(directory: RunDirectory, overrides: Iterable[str], *, say: Say) -> None:
+    """Go on with a run, with the profile that it has.
+
+    Raises:
+        StackError: in one line; nothing of the launch is left running.
+    """
+    profile = override_profile(directory.profile(), overrides)
+    _require_usable(profile, dry_run=False, say=say)
+    _launch(directory, profile, resume=True, dry_run=False, say=say)
 
 
 def find_profile(config: str) -> Path:
@@ -48,8 +62,26 @@ def find_profile(config: str) -> Path:
     raise ProfileError(f"no profile named {config}; there are: {', '.join(known)}; or give the path of a TOML file")
 
 
-def _directory(profile: Profile, *, resume: bool, run_dir: Path | None) -> RunDirectory:
-    """A new run directory, or the one to resume."""
-    if not resume:
-        return RunDirectory.create(profile.run.root, profile)
-    return RunDirectory.open(run_dir) if run_dir else RunDirectory.latest(profile.run.root, profile.name)
+def _require_usable(profile: Profile, *, dry_run: bool, say: Say) -> None:
+    if dry_run and profile.launcher.kind != "slurm":
+        raise ProfileError("--dry-run shows what would be submitted, but launcher.kind = 'local' submits nothing")
+    findings = plan(profile, survey(profile))
+    require_fit(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            say(f"warning: {finding.text}")
+
+
+def _launch(directory: RunDirectory, profile: Profile, *, resume: bool, dry_run: bool, say: Say) -> None:
+    say(f"run directory: {directory.path}")
+    if isinstance(profile.launcher, SlurmLauncher):
+        slurm = SlurmLaunch(directory, profile, profile.launcher, say, resume=resume)
+        if dry_run:
+            return slurm.rehearse()
+        slurm.run()
+        return say(f"more: skyrl-stack status|logs|stop {directory.path}")
+    try:
+        LocalLaunch(directory, profile, say, resume=resume).run()
+    finally:
+        print_report(directory)
+        say(f"more: skyrl-stack report {directory.path} --episodes")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
+LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 _libc = ctypes.CDLL(None)
 
 
@@ -27,7 +28,7 @@ def start(module: str, arguments: Sequence[str], *, launch_id: str, log: Path | 
     """
     environment = os.environ | {
         LAUNCH_VARIABLE: launch_id,
-        "SKYRL_LAUNCHER_PID": str(os.getpid()),
+        LAUNCHER_VARIABLE: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
     with contextlib.ExitStack() as stack:
@@ -54,25 +55,27 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
         process.wait()
 
 
-def survivors(launch_id: str) -> list[int]:
-    """Processes other than this one that carry the launch id, in no order."""
-    marker = f"{LAUNCH_VARIABLE}={launch_id}".encode()
+def survivors(launch_id: str, *, launcher: int | None = None) -> list[int]:
+    """Processes other than this one that carry the launch id, in no order; only those of one launcher if given."""
+    marks = {f"{LAUNCH_VARIABLE}={launch_id}".encode()}
+    if launcher is not None:
+        marks.add(f"{LAUNCHER_VARIABLE}={launcher}".encode())
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if marker in (entry / "environ").read_bytes().split(b"\0"):
+            if marks.issubset((entry / "environ").read_bytes().split(b"\0")):
                 found.append(int(entry.name))
     return found
 
 
-def kill_survivors(launch_id: str, *, grace_s: float = 5.0) -> int:
-    """SIGTERM what still carries the launch id, SIGKILL it after `grace_s`; returns how many there were."""
-    victims = survivors(launch_id)
+def kill_survivors(launch_id: str, *, launcher: int | None = None, grace_s: float = 5.0) -> int:
+    """SIGTERM what `survivors` finds, SIGKILL it after `grace_s`; returns how many there were."""
+    victims = survivors(launch_id, launcher=launcher)
     _signal(victims, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while (left := survivors(launch_id)) and time.monotonic() < deadline:
+    while (left := survivors(launch_id, launcher=launcher)) and time.monotonic() < deadline:
         time.sleep(0.1)
     _signal(left, signal.SIGKILL)
     return len(victims)

@@ -5,11 +5,13 @@ import asyncio
 import logging
 import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 
 from skyrl_stack.errors import PeerLost, SandboxLost, StackError
 from skyrl_stack.presence import Presence
+from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.run_directory import Endpoint, RunDirectory, publish
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.images import image_store_path
@@ -59,7 +61,7 @@ class Runtime:
             output_limit=profile.runtime.output_limit_kb * 1024,
             places=profile.runtime.max_sandboxes,
         )
-        async with provider as sandboxes, serving(sandboxes, profile.runtime, token) as url:
+        async with provider as sandboxes, serving(sandboxes, _placed(profile.runtime), token) as url:
             publish(endpoint_file, Endpoint(launch_id=launch.launch_id, url=url, token=token), mode=0o600)
             try:
                 presence.ready()
@@ -76,6 +78,11 @@ class Runtime:
             except TimeoutError:
                 if not sandboxes.is_alive:
                     raise SandboxLost(f"Podman's service died: {sandboxes.last_words}") from None
+
+
+def _placed(section: RuntimeSection) -> RuntimeSection:
+    """With the name of this node, where the profile leaves it to Slurm which one that is."""
+    return section.model_copy(update={"host": socket.gethostname()}) if section.host == "node" else section
 
 
 def main() -> int:

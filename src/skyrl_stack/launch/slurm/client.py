@@ -1,0 +1,191 @@
+"""The one seam to Slurm's own commands: submit, ask about all jobs at once, cancel, ask what a partition has.
+
+Jobs are known by name, which carries the launch id, and never by job id: a controller that lost its state
+gives the same ids to other people's jobs. Every call has a timeout; a controller that does not answer is
+`SlurmUnreachable`, which says nothing about a job.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
+from skyrl_stack.site import seconds
+
+TIMEOUT_S = 30.0
+ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"),
+    *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
+}
+_UNREACHABLE = re.compile(
+    r"unable to contact|connect failure|connection refused|timed out|communication|not responding|unexpected message",
+    re.IGNORECASE,
+)
+_KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job."""
+
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    "Why it waits, or how it ended; empty where Slurm says nothing."
+    node: str = ""
+    starts_at: float = 0
+    "Seconds since the epoch, expected or past; 0 where Slurm has no estimate."
+    time_limit_s: float = 0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The largest that a partition offers: several records where its nodes differ."""
+
+    name: str
+    time_limit_s: float | None
+    "None is unlimited."
+    cpus: int
+    memory_mb: int
+    gpus: dict[str, int]
+    "GPUs of a node by type; the type is empty where the site names none."
+
+
+def submit(script: Path, directory: Path, *, after: str | None = None) -> str:
+    """Submit `script` to run in `directory`, once job `after` has started; returns the job id.
+
+    Raises:
+        SlurmRefused: in Slurm's words.
+        SlurmUnreachable: it is not known whether the job was taken.
+    """
+    return _call(submit_command(script, directory, after=after)).strip().partition(";")[0]
+
+
+def submit_command(script: Path, directory: Path, *, after: str | None = None) -> list[str]:
+    """What `submit` runs."""
+    # `after` is also satisfied by a job that was cancelled; the roles notice that by themselves.
+    dependency = [f"--dependency=after:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    return ["sbatch", "--parsable", f"--chdir={directory}", *dependency, str(script)]
+
+
+def jobs() -> dict[str, Job]:
+    """All jobs of this user that Slurm still knows, ended ones too, by name.
+
+    Raises:
+        SlurmUnreachable, SlurmRefused
+    """
+    answer = _call(["squeue", "--json", "--states=all", "--me"])
+    try:
+        return parse_jobs(answer)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SlurmUnreachable(f"squeue --json: unexpected answer: {type(error).__name__}: {error}") from error
+
+
+def parse_jobs(answer: str) -> dict[str, Job]:
+    """Jobs of `squeue --json` by name, of Slurm 22.05 (plain values) to 24.11 (lists and `{set, number}`).
+
+    Raises:
+        SlurmUnreachable: Slurm answered that it cannot answer: exit code 0, no jobs, and errors among the JSON.
+    """
+    content = json.loads(answer)
+    if errors := content.get("errors"):
+        raise SlurmUnreachable(f"squeue: {errors[0].get('description') or errors[0].get('error')}")
+    records = sorted(content["jobs"], key=lambda record: record["job_id"])
+    return {record["name"]: _job(record) for record in records}  # of one name, the newest
+
+
+def accounted(names: Iterable[str]) -> dict[str, Job]:
+    """Jobs of these names, long ended ones too, from accounting; none where the site has no accounting."""
+    columns = "--format=JobIDRaw,JobName,State,NodeList"
+    argv = ["sacct", "--allocations", "--parsable2", "--noheader", "--starttime=now-30days", columns]
+    try:
+        answer = _call([*argv, f"--name={','.join(names)}"])
+    except (SlurmRefused, SlurmUnreachable, SetupError):
+        return {}
+    rows = [line.split("|") for line in answer.splitlines()]
+    return {row[1]: Job(row[0], row[1], row[2].split()[0], node=row[3]) for row in rows if len(row) == 4}
+
+
+def cancel(names: Sequence[str]) -> None:
+    """Cancel this user's jobs of these names; those that have ended already are no error.
+
+    Raises:
+        SlurmUnreachable, SlurmRefused
+    """
+    for name in names:
+        _call(["scancel", "--me", f"--name={name}"])
+
+
+def partitions() -> list[Partition]:
+    """What the partitions offer.
+
+    Raises:
+        SlurmUnreachable, SlurmRefused
+    """
+    answer = _call(["sinfo", "--noheader", "--exact", "--format=%R|%l|%c|%m|%G"])
+    return [_partition(line) for line in answer.splitlines() if line.count("|") == 4]
+
+
+def _call(argv: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, env=_environment(), stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=TIMEOUT_S
+        )
+    except FileNotFoundError as error:
+        raise SetupError(f"{argv[0]} not found: launch from a machine that has Slurm's commands") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmUnreachable(f"{argv[0]} gave no answer within {TIMEOUT_S:.0f} s") from error
+    if done.returncode == 0:
+        return done.stdout
+    said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+    kind = SlurmUnreachable if _UNREACHABLE.search(said) else SlurmRefused
+    raise kind(said if said.startswith(argv[0]) else f"{argv[0]}: {said}")
+
+
+def _environment() -> dict[str, str]:
+    """Without what a shell or an outer job has set for Slurm: `SBATCH_PARTITION` would win over the script."""
+    kept = (name for name in os.environ if name in _KEPT_VARIABLES or not name.startswith(("SLURM_", "SBATCH_")))
+    return {name: os.environ[name] for name in kept}
+
+
+def _job(record: dict[str, Any]) -> Job:
+    state, reason = record["job_state"], record["state_reason"]
+    return Job(
+        id=str(record["job_id"]),
+        name=record["name"],
+        state=state if isinstance(state, str) else state[0],
+        reason="" if reason == "None" else reason,
+        node=record["nodes"],
+        starts_at=_number(record["start_time"]),
+        time_limit_s=60 * _number(record["time_limit"]),
+    )
+
+
+def _number(value: int | dict[str, Any] | None) -> int:
+    """A number of either shape; 0 where it is not set or has no bound."""
+    if isinstance(value, dict):
+        return value["number"] if value["set"] and not value["infinite"] else 0
+    return value or 0
+
+
+def _partition(line: str) -> Partition:
+    name, limit, cpus, memory_mb, gres = line.split("|")
+    gpus = {kind: int(count) for kind, count in re.findall(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)", gres)}
+    return Partition(name, _limit_s(limit), int(cpus.rstrip("+")), int(memory_mb.rstrip("+")), gpus)
+
+
+def _limit_s(limit: str) -> float | None:
+    """Seconds of sinfo's `infinite`, `MM:SS`, `HH:MM:SS` or `D-HH:MM:SS`."""
+    if not limit[0].isdigit():
+        return None
+    return seconds(limit if limit.count(":") == 2 else f"0:{limit}")

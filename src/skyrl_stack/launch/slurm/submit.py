@@ -1,0 +1,97 @@
+"""Slurm launch: two jobs that find each other in the run directory, submitted together or not at all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import join
+
+from skyrl_stack.errors import SlurmRefused, StackError
+from skyrl_stack.launch.roles import signals_ignored, signals_raise
+from skyrl_stack.launch.runs import ROLES, claim
+from skyrl_stack.launch.slurm import client
+from skyrl_stack.launch.slurm.render import job_name, render
+from skyrl_stack.profile import Profile
+from skyrl_stack.run_directory import Launch, Role, RunDirectory, publish, write_atomic
+from skyrl_stack.site import SlurmLauncher
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class SlurmLaunch:
+    """One launch of one run directory as two Slurm jobs."""
+
+    directory: RunDirectory
+    profile: Profile
+    launcher: SlurmLauncher
+    say: Say
+    resume: bool = False
+    launch: Launch = field(default_factory=Launch)
+    _in_queue: list[Role] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Submit both jobs and return.
+
+        Raises:
+            SlurmRefused: one was refused; neither is left in the queue.
+            StackError: see the line.
+        """
+        self._write()
+        with signals_raise():
+            try:
+                runtime = self._submit("runtime")
+                self._submit("trainer", after=runtime)
+            except BaseException as error:
+                outcome = self._take_back()
+                if isinstance(error, StackError):
+                    raise type(error)(f"{error}{outcome}") from error
+                raise
+
+    def rehearse(self) -> None:
+        """Write what would be submitted, and print it."""
+        self._write()
+        for role in ROLES:
+            script = self.directory.batch_script(role)
+            self.say(f"# {script}\n{script.read_text()}")
+        for role in ROLES:
+            after = "RUNTIME_JOB_ID" if role == "trainer" else None
+            self.say(join(client.submit_command(self.directory.batch_script(role), self.directory.path, after=after)))
+
+    def _write(self) -> None:
+        claim(self.directory, self.launch)
+        publish(self.directory.profile_file, self.profile)  # a resumed run may be given new values
+        self.directory.batch_script("runtime").parent.mkdir(exist_ok=True)
+        for role in ROLES:
+            text = render(
+                role,
+                self.launcher,
+                launch_id=self.launch.launch_id,
+                run_directory=self.directory.path,
+                workdir=Path.cwd(),
+                resume=self.resume,
+            )
+            # Its environment may name a proxy with a password.
+            write_atomic(self.directory.batch_script(role), text.encode(), mode=0o600)
+
+    def _submit(self, role: Role, after: str | None = None) -> str:
+        self._in_queue.append(role)  # until it is known that it is not
+        try:
+            job_id = client.submit(self.directory.batch_script(role), self.directory.path, after=after)
+        except SlurmRefused as error:
+            self._in_queue.remove(role)
+            raise SlurmRefused(f"the {role}'s job was refused: {error}") from error
+        job = self.launcher.job(role)
+        self.say(f"{role}: job {job_id} in partition {job.partition}, time limit {job.time_limit}")
+        return job_id
+
+    def _take_back(self) -> str:
+        """Cancel what was submitted, or may have been; returns what to add to the error's line."""
+        if not self._in_queue:
+            return ""
+        roles = " and ".join(self._in_queue)
+        with signals_ignored():
+            try:
+                client.cancel([job_name(role, self.launch.launch_id) for role in self._in_queue])
+            except StackError as error:
+                return f"; what was submitted for {roles} could not be cancelled ({error}): see squeue --me"
+        return f"; what was submitted for {roles} is cancelled"

@@ -1,0 +1,262 @@
+"""A real Slurm, private and short-lived: a controller and two nodes, each with a host name and an address of its own.
+
+    cpu1   partition test       shares the network of the machine, so that it can make tasks from a package index
+    gpu1   partition gpu_test   in a network namespace: reaches cpu1 over a bridge and nothing else
+
+Nothing below /etc, /var or /run is touched. The nodes share processes and files with the machine. The GPU is a
+device node without a driver: Slurm hands it out, nobody can compute on it. Needs root and scripts/setup-slurm.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "mknod")
+_SBIN = "/usr/sbin:/sbin"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def missing() -> list[str]:
+    """What this machine lacks for a private Slurm."""
+    path = f"{os.environ['PATH']}:{_SBIN}"
+    lacking = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    return lacking if os.geteuid() == 0 else [*lacking, "root"]
+
+
+@contextlib.contextmanager
+def running_cluster(*, max_time: str = "6:00:00") -> Iterator["Cluster"]:
+    """Start a cluster and stop it whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        cluster = Cluster(Path(directory), max_time, _claim_network())
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # tests that are told to end clean up, too
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _claim_network() -> int:
+    """Make a bridge of a free number, which claims that number: clusters of several test runs live side by side."""
+    for number in range(20, 220):
+        argv = ["ip", "link", "add", f"sl{number}", "type", "bridge"]
+        path = f"{os.environ['PATH']}:{_SBIN}"
+        if subprocess.run(argv, env={"PATH": path}, capture_output=True, timeout=30).returncode == 0:
+            return number
+    raise AssertionError("no free network; `ip link` shows bridges sl* that earlier tests have left")
+
+
+@dataclass
+class Cluster:
+    directory: Path
+    max_time: str
+    number: int
+    "Of the subnet, the ports and the bridge, which exists."
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.bridge = f"sl{self.number}"
+        self.network = f"sl{self.number}-gpu1"
+        self.addresses = {"cpu1": f"10.213.{self.number}.1", "gpu1": f"10.213.{self.number}.11"}
+        self.conf = self.directory / "slurm.conf"
+        self.environment = os.environ | {
+            "SLURM_CONF": str(self.conf),
+            "PATH": f"{os.environ['PATH']}:{_SBIN}",
+        }
+
+    def start(self) -> None:
+        for name in ("state", "spool/cpu1", "spool/gpu1", "log", "run"):
+            (self.directory / name).mkdir(parents=True)
+        self.directory.chmod(0o755)
+        self._start_network()
+        self._write_configuration()
+        self._start_munge()
+        self._start("slurmctld", ["slurmctld", "-D"])
+        for node in self.addresses:
+            self.start_node(node)
+        self.wait_for(lambda: self._idle_nodes() == 2, 30, "nodes that are idle")
+
+    def start_node(self, node: str) -> None:
+        hosts = str(self.directory / "hosts")
+        inside = ["sh", "-c", 'hostname "$1"; mount --bind "$2" /etc/hosts; exec slurmd -D -N "$1"', "_", node, hosts]
+        argv = ["unshare", "--uts", "--mount", "--propagation", "slave", *inside]
+        if node == "gpu1":
+            argv = ["nsenter", f"--net=/run/netns/{self.network}", *argv]
+        self._start(node, argv)
+
+    def run(self, *argv: str) -> str:
+        """Run a Slurm client on this cluster and return what it printed."""
+        done = subprocess.run(argv, env=self.environment, text=True, capture_output=True, timeout=60)
+        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def cancel_all(self) -> None:
+        """End all jobs."""
+        self.run("scancel", "--user=root")
+        self.wait_for(lambda: not self.run("squeue", "--noheader"), 45, "empty queue")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the daemon `name`. Jobs live on."""
+        daemon = self.daemons.pop(name)
+        os.killpg(daemon.pid, signal.SIGKILL)  # the controller has a helper
+        daemon.wait()
+
+    def lose_gpu_node(self) -> None:
+        """SIGKILL everything on gpu1, as a power cut would."""
+        self.kill("gpu1")
+        for process in self.run("ip", "netns", "pids", self.network).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+
+    def stop_controller(self) -> None:
+        """As for maintenance. It saves its state, which a SIGKILL soon after a submission would lose."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(30)
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", ["slurmctld", "-D"])
+
+    def stop(self) -> None:
+        """End all jobs and daemons, and remove the network. Bounded in time."""
+        if "slurmctld" in self.daemons:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                self.cancel_all()
+        for name in [name for name in self.daemons if name != "munged"]:
+            self.kill(name)
+        for process in self._strays():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        if "munged" in self.daemons:
+            self.kill("munged")
+        for argv in (["ip", "netns", "del", self.network], ["ip", "link", "del", self.bridge]):
+            subprocess.run(argv, env=self.environment, capture_output=True, timeout=30)
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} within {timeout_s} s; logs in {self.directory}/log"
+            time.sleep(0.1)
+
+    def _idle_nodes(self) -> int:
+        argv = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        done = subprocess.run(argv, env=self.environment, text=True, capture_output=True, timeout=30)
+        return done.stdout.split().count("idle")
+
+    def _start(self, name: str, argv: Sequence[str]) -> None:
+        with (self.directory / "log" / f"{name}.out").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                argv,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+            )
+
+    def _start_munge(self) -> None:
+        key = self.directory / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        run, log = self.directory / "run", self.directory / "log"
+        places = [f"--key-file={key}", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid"]
+        places += [f"--log-file={log}/munged.log", f"--seed-file={run}/munged.seed"]
+        self._start("munged", ["munged", "--force", "--foreground", "--num-threads=2", *places])
+        self.wait_for((run / "munge.sock").exists, 10, "munge socket")
+
+    def _start_network(self) -> None:
+        cpu, gpu, link = self.addresses["cpu1"], self.addresses["gpu1"], f"sv{self.number}"
+        inside = ["ip", "-n", self.network]
+        for argv in (
+            ["ip", "addr", "add", f"{cpu}/24", "dev", self.bridge],
+            ["ip", "link", "set", self.bridge, "up"],
+            ["ip", "netns", "add", self.network],
+            ["ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self.network],
+            ["ip", "link", "set", link, "master", self.bridge, "up"],
+            [*inside, "addr", "add", f"{gpu}/24", "dev", "eth0"],
+            [*inside, "link", "set", "lo", "up"],
+            [*inside, "link", "set", "eth0", "up"],
+        ):
+            subprocess.run(argv, env=self.environment, check=True, timeout=30)
+        names = [f"{address} {node}" for node, address in self.addresses.items()]
+        lines = ["127.0.0.1 localhost", f"{cpu} {socket.gethostname()}", *names]
+        (self.directory / "hosts").write_text("\n".join(lines) + "\n")
+
+    def _write_configuration(self) -> None:
+        device = self.directory / "nvidia0"  # Slurm accepts character devices only; no driver needs to be behind it
+        subprocess.run(["mknod", "-m", "666", str(device), "c", "195", "0"], check=True, timeout=30)
+        (self.directory / "gres.conf").write_text(f"AutoDetect=off\nNodeName=gpu1 Name=gpu Type=a100 File={device}\n")
+        self.conf.write_text(
+            _CONFIGURATION.format(
+                d=self.directory,
+                number=self.number,
+                host=socket.gethostname(),
+                port=17000 + 4 * self.number,
+                slurmd_port=17001 + 4 * self.number,
+                max_time=self.max_time,
+                **self.addresses,
+            )
+        )
+
+    def _strays(self) -> list[int]:
+        """Processes of jobs of this cluster that are still there."""
+        marker = f"SLURM_CONF={self.conf}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and marker in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return [process for process in found if process != os.getpid()]
+
+
+_CONFIGURATION = """\
+ClusterName=test{number}
+SlurmctldHost={host}({cpu1})
+SlurmctldPort={port}
+SlurmdPort={slurmd_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={d}/run/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={d}/state
+SlurmdSpoolDir={d}/spool/%n
+SlurmctldPidFile={d}/run/slurmctld.pid
+SlurmdPidFile={d}/run/slurmd.%n.pid
+SlurmctldLogFile={d}/log/slurmctld.log
+SlurmdLogFile={d}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=1000
+SlurmdParameters=config_overrides
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+PropagateResourceLimits=NONE
+ReturnToService=2
+KillWait=30
+MinJobAge=600
+SlurmdTimeout=20
+MailProg=/bin/true
+GresTypes=gpu
+AccountingStorageType=accounting_storage/none
+NodeName=cpu1 NodeHostname=cpu1 NodeAddr={cpu1} CPUs=16 CoresPerSocket=16 RealMemory=64000
+NodeName=gpu1 NodeHostname=gpu1 NodeAddr={gpu1} CPUs=16 CoresPerSocket=16 RealMemory=64000 Gres=gpu:a100:1
+PartitionName=test Nodes=cpu1 Default=YES MaxTime={max_time} State=UP
+PartitionName=gpu_test Nodes=gpu1 MaxTime={max_time} State=UP
+"""

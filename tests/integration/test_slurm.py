@@ -1,0 +1,257 @@
+"""Two real jobs on a real Slurm: they find each other, live together and end together, whatever ends one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, missing, running_cluster
+
+from skyrl_stack.launch import processes
+from skyrl_stack.launch.slurm.client import Job, parse_jobs
+from skyrl_stack.launch.slurm.render import job_name
+from skyrl_stack.run_directory import Role, RunDirectory
+from skyrl_stack.tasks.task import Task
+
+pytestmark = [pytest.mark.slurm, pytest.mark.podman, pytest.mark.timeout(300)]
+
+DEV = Path(__file__).parents[2] / "profiles" / "dev.toml"
+COMMAND = str(Path(sys.executable).with_name("skyrl-stack"))
+SMALL = {
+    "tasks.projects": '["inflection"]',
+    "tasks.per_project": "2",
+    "runtime.max_sandboxes": "4",
+    "agent.max_steps": "8",
+    "model.path": "tiny",
+    "model.context_tokens": "2048",
+    "trainer.device": "cpu",
+    "trainer.steps": "2",
+    "trainer.tasks_per_step": "2",
+    "trainer.concurrent_episodes": "4",
+    "trainer.learning_rate": "1e-4",
+    "trainer.save_every": "1",
+    "launcher.scratch": "/tmp",
+    "launcher.runtime.cpus": "4",
+    "launcher.runtime.memory_gb": "8",
+    "launcher.trainer.cpus": "4",
+    "launcher.trainer.memory_gb": "8",
+}
+
+
+@dataclass
+class Site:
+    """What a person has on a login node: a working directory, the command, and Slurm's own commands."""
+
+    cluster: Cluster
+    workplace: Path
+
+    def skyrl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *arguments],
+            cwd=self.workplace,
+            env=self.cluster.environment,
+            text=True,
+            capture_output=True,
+            timeout=150,
+        )
+
+    def launch(self, **overrides: str) -> RunDirectory:
+        done = self.try_launch(**overrides)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return self.newest()
+
+    def try_launch(self, **overrides: str) -> subprocess.CompletedProcess[str]:
+        values = SMALL | {key.replace("__", "."): value for key, value in overrides.items()}
+        sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        return self.skyrl("launch", str(DEV), *sets)
+
+    def newest(self) -> RunDirectory:
+        return RunDirectory.latest(self.workplace / ".skyrl_jobs")
+
+    def job(self, directory: RunDirectory, role: Role) -> Job:
+        name = job_name(role, directory.launch().launch_id)
+        return parse_jobs(self.cluster.run("squeue", "--json", "--states=all"))[name]
+
+    def wait(self, condition: Callable[[], object], timeout_s: float, what: str, directory: RunDirectory) -> float:
+        """Wait for `condition`; returns how long that took, and fails with the roles' logs."""
+        start = time.monotonic()
+        while not condition():
+            logs = [f"{log.name}: {log.read_text()[-2000:]}" for role in ROLES for log in directory.role_logs(role)]
+            assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s: {what}\n" + "\n".join(logs)
+            time.sleep(0.5)
+        return time.monotonic() - start
+
+    def wait_until_both_ended(self, directory: RunDirectory, timeout_s: float = 60) -> None:
+        def ended() -> bool:
+            return all(self.job(directory, role).has_ended for role in ROLES)
+
+        self.wait(ended, timeout_s, "the end of both jobs", directory)
+        self.wait(lambda: not processes.survivors(directory.launch().launch_id), 10, "no process left", directory)
+        assert not (Path("/tmp") / f"skyrl-{directory.launch().launch_id}").exists()
+
+    def wait_until_ready(self, directory: RunDirectory, role: Role, *, state: str = "ready") -> None:
+        def is_there() -> bool:
+            heartbeat = directory.heartbeat(role)
+            return bool(heartbeat and heartbeat.state == state)
+
+        self.wait(is_there, 120, f"the {role} {state}", directory)
+
+
+ROLES: tuple[Role, Role] = ("runtime", "trainer")
+
+
+@pytest.fixture
+def site(inflection_tasks: list[Task], tmp_path: Path) -> Iterator[Site]:
+    """A cluster for each test: it starts in a second, and no test inherits what another did to it.
+
+    The tasks are in the cache; their making is not what is tested here.
+    """
+    assert inflection_tasks
+    if lacking := missing():
+        message = f"a private Slurm needs {', '.join(lacking)}: run scripts/setup-slurm as root"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with running_cluster() as cluster:
+        yield Site(cluster, tmp_path)
+
+
+@pytest.fixture
+def busy_gpu_node(site: Site) -> Iterator[None]:
+    """Somebody else's job holds the node that the trainer's job would get."""
+    argv = ["sbatch", "--parsable", "--partition=gpu_test", "--mem=63000", "--output=/dev/null", "--wrap=sleep 600"]
+    job = site.cluster.run(*argv).strip()
+    yield
+    site.cluster.run("scancel", job)
+
+
+def test_a_refused_second_job_leaves_none(site: Site) -> None:
+    done = site.try_launch(launcher__trainer__constraint="unheard_of")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the trainer's job was refused: sbatch: error: Batch job submission failed: Invalid feature" in done.stderr
+    assert "for runtime is cancelled" in done.stderr
+    site.cluster.wait_for(lambda: site.job(site.newest(), "runtime").state == "CANCELLED", 40, "cancelled runtime")
+
+
+@pytest.mark.usefixtures("busy_gpu_node")
+def test_a_trainer_cancelled_in_the_queue_ends_the_runtime(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    assert site.job(directory, "trainer").state == "PENDING"
+    status = site.skyrl("status").stdout
+    assert "state      waiting" in status and "PENDING (Resources)" in status and "ready" in status
+    site.cluster.run("scancel", site.job(directory, "trainer").id)
+    site.wait_until_both_ended(directory)
+    failure = directory.failure()
+    assert (
+        failure and failure.role == "runtime" and "of the trainer is CANCELLED and the role never ran" in failure.cause
+    )
+
+
+@pytest.mark.usefixtures("busy_gpu_node")
+def test_a_runtime_that_ends_takes_the_waiting_trainer_out_of_the_queue(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    site.cluster.run("scancel", site.job(directory, "runtime").id)
+    site.wait_until_both_ended(directory)
+    assert site.job(directory, "trainer").state == "CANCELLED"
+    failure = directory.failure()
+    assert failure and failure.cause.startswith("stopped by SIGTERM")
+
+
+@pytest.mark.usefixtures("busy_gpu_node")
+def test_near_the_time_limit_the_role_is_told(site: Site) -> None:
+    directory = site.launch(launcher__runtime__time_limit="0:02:10", launcher__trainer__time_limit="0:02:10")
+    site.wait_until_ready(directory, "runtime")
+    site.wait_until_both_ended(directory, 120)
+    failure = directory.failure()
+    assert failure and failure.cause == "stopped by SIGTERM (cancelled, or near its time limit)"
+    assert site.job(directory, "runtime").state == "FAILED"  # by itself, and not TIMEOUT
+
+
+@pytest.mark.usefixtures("busy_gpu_node")
+def test_a_controller_that_is_away_is_no_reason_to_stop(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    site.cluster.stop_controller()
+    try:
+        time.sleep(25)  # longer than the runtime waits between two looks into the queue
+        status = site.skyrl("status").stdout
+        assert "state      running" in status and status.count("Slurm does not answer") == 2
+        stopped = site.skyrl("stop")
+        assert stopped.returncode == 1 and "Unable to contact slurm controller" in stopped.stderr
+    finally:
+        site.cluster.start_controller()
+    site.cluster.wait_for(lambda: site.job(directory, "runtime").state == "RUNNING", 30, "controller")
+    assert site.skyrl("stop").returncode == 0
+    site.wait_until_both_ended(directory)
+
+
+@pytest.mark.parametrize("victim", ROLES)
+def test_a_cancelled_job_ends_the_other(site: Site, victim: Role) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    site.wait_until_ready(directory, "trainer", state="starting")
+    site.cluster.run("scancel", site.job(directory, victim).id)
+    site.wait_until_both_ended(directory)
+    failure = directory.failure()
+    assert failure and failure.role == victim and failure.cause.startswith("stopped by SIGTERM")
+    assert site.job(directory, victim).state == "CANCELLED"
+
+
+@pytest.mark.parametrize("victim", ROLES)
+def test_a_killed_role_ends_both_jobs(site: Site, victim: Role) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    site.wait_until_ready(directory, "trainer", state="starting")
+    for process in _role_processes(directory, victim):
+        os.kill(process, signal.SIGKILL)
+    site.wait_until_both_ended(directory)
+    assert "killed by SIGKILL" in site.skyrl("status").stdout
+
+
+def test_a_lost_node_ends_the_other_job(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_ready(directory, "runtime")
+    site.wait_until_ready(directory, "trainer", state="starting")
+    site.cluster.lose_gpu_node()
+    try:
+        site.wait(lambda: site.job(directory, "runtime").has_ended, 60, "the end of the runtime's job", directory)
+        failure = directory.failure()
+        assert failure and failure.role == "runtime" and "the trainer has been silent for" in failure.cause
+    finally:
+        site.cluster.start_node("gpu1")
+    site.wait_until_both_ended(directory)
+
+
+def _role_processes(directory: RunDirectory, role: Role) -> list[int]:
+    """The processes of `role` itself: not its batch script, nor what it started."""
+    module = f"skyrl_stack.{role}".encode()
+    commands = {
+        process: Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        for process in processes.survivors(directory.launch().launch_id)
+    }
+    found = [process for process, command in commands.items() if command[1:3] == [b"-m", module]]
+    assert found
+    return found
+
+
+@pytest.mark.training
+@pytest.mark.timeout(1200)
+def test_two_updates_over_two_nodes_and_a_resume(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_both_ended(directory, 800)
+    states = [site.job(directory, role).state for role in ROLES]
+    assert states == ["COMPLETED", "COMPLETED"], site.skyrl("logs", "-n", "60").stdout
+    status = site.skyrl("status").stdout
+    assert "state      finished" in status and "steps      2 of 2" in status, status
+    assert site.skyrl("resume", "--set", "trainer.steps=3").returncode == 0
+    site.wait_until_both_ended(directory, 400)
+    assert "steps      3 of 3" in site.skyrl("status").stdout
+    assert " finished " in site.skyrl("list").stdout

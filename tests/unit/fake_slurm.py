@@ -1,0 +1,21 @@
+"""Slurm's commands as scripts on PATH: for what a real Slurm cannot be made to say on demand."""
+
+from pathlib import Path
+
+
+class FakeSlurm:
+    """Scripts by name, and what they were called with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def answers(self, program: str, body: str) -> None:
+        """Let `program` note its arguments and then do `body`."""
+        script = self.folder / program
+        script.write_text(f'#!/bin/sh\necho "$(basename "$0") $*" >> {self.folder}/calls\n{body}\n')
+        script.chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        file = self.folder / "calls"
+        return file.read_text().splitlines() if file.is_file() else []

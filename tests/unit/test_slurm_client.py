@@ -1,0 +1,106 @@
+"""Slurm's answers, recorded from real ones, and how its refusals and its silence are told apart."""
+
+from pathlib import Path
+
+import pytest
+from fake_slurm import FakeSlurm
+
+from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
+from skyrl_stack.launch.slurm import client
+from skyrl_stack.launch.slurm.client import Partition, parse_jobs
+
+RECORDED = Path(__file__).parent / "slurm"
+
+
+@pytest.mark.parametrize("version", ["22.05", "24.11"])
+def test_the_queue_in_both_shapes_of_json(version: str) -> None:
+    jobs = parse_jobs((RECORDED / f"squeue-{version}.json").read_text())
+    running, pending = jobs["runtime-abc"], jobs["trainer-abc"]
+    assert (running.id, running.state, running.node, running.reason) == ("1", "RUNNING", "cpu1", "")
+    assert (running.time_limit_s, running.starts_at > 1.7e9, running.has_ended) == (3600, True, False)
+    assert (pending.state, pending.reason, pending.node, pending.starts_at) == ("PENDING", "Dependency", "", 0)
+    assert (jobs["done-abc"].state, jobs["done-abc"].reason) == ("FAILED", "NonZeroExitCode")
+    assert [job.name for job in jobs.values() if job.has_ended] == ["done-abc", "cancelled-abc"]
+
+
+def test_no_controller_is_not_an_empty_queue() -> None:
+    with pytest.raises(SlurmUnreachable, match="Failed while looking for jobs"):
+        parse_jobs((RECORDED / "squeue-22.05-no-controller.json").read_text())
+
+
+def test_of_two_jobs_of_a_name_the_newest_counts() -> None:
+    text = (RECORDED / "squeue-22.05.json").read_text().replace("done-abc", "runtime-abc")
+    assert parse_jobs(text)["runtime-abc"].id == "3"
+
+
+def test_partitions(slurm: FakeSlurm) -> None:
+    lines = "gpu|3-00:00:00|64|1031000+|gpu:nvidia_a100-sxm4-80gb:4(S:0-3)\\ntest|30:00|48|192000|(null)"
+    slurm.answers("sinfo", f"printf '{lines}\\nmine|infinite|4|8000|gpu:2,gpu:a100:1\\n'")
+    assert client.partitions() == [
+        Partition("gpu", 259200, 64, 1031000, {"nvidia_a100-sxm4-80gb": 4}),
+        Partition("test", 1800, 48, 192000, {}),
+        Partition("mine", None, 4, 8000, {"": 2, "a100": 1}),
+    ]
+
+
+def test_a_refusal_is_in_slurms_words(slurm: FakeSlurm, tmp_path: Path) -> None:
+    slurm.answers("sbatch", "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    with pytest.raises(SlurmRefused, match=r"^sbatch: error: QOSMaxSubmitJobPerUserLimit$"):
+        client.submit(tmp_path / "script", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+    ],
+)
+def test_a_controller_that_does_not_answer_is_not_a_refusal(slurm: FakeSlurm, said: str) -> None:
+    slurm.answers("squeue", f"echo '{said}' >&2; exit 1")
+    with pytest.raises(SlurmUnreachable):
+        client.jobs()
+
+
+def test_a_command_that_hangs_is_given_up(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
+    slurm.answers("squeue", "exec sleep 30")
+    with pytest.raises(SlurmUnreachable, match="no answer"):
+        client.jobs()
+
+
+def test_an_answer_that_is_no_json_says_nothing_about_jobs(slurm: FakeSlurm) -> None:
+    slurm.answers("squeue", "echo '{}'")
+    with pytest.raises(SlurmUnreachable, match="unexpected answer"):
+        client.jobs()
+
+
+def test_without_slurm_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="squeue not found"):
+        client.jobs()
+
+
+def test_the_shells_own_slurm_variables_do_not_win_over_the_script(
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "here")
+    slurm.answers("sbatch", f"env > {tmp_path}/seen; echo '42;cluster'")
+    assert client.submit(tmp_path / "script", tmp_path, after="41") == "42"
+    seen = {line.split("=")[0] for line in (tmp_path / "seen").read_text().splitlines()}
+    assert {"SLURM_CONF", "WANDB_API_KEY"} <= seen
+    assert not {"SBATCH_PARTITION", "SLURM_JOB_ID"} & seen
+    assert slurm.calls == [
+        f"sbatch --parsable --chdir={tmp_path} --dependency=after:41 --kill-on-invalid-dep=yes {tmp_path}/script"
+    ]
+
+
+def test_accounting(slurm: FakeSlurm) -> None:
+    slurm.answers("sacct", "echo '7|runtime-x|CANCELLED by 1000|holy01'")
+    job = client.accounted(["runtime-x"])["runtime-x"]
+    assert (job.id, job.state, job.node, job.has_ended) == ("7", "CANCELLED", "holy01", True)
+    slurm.answers("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert client.accounted(["runtime-x"]) == {}
