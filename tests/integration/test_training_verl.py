@@ -19,13 +19,12 @@ import pytest
 from skyrl_stack.launch.processes import LAUNCH_VARIABLE, survivors
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.run_directory import Endpoint, Launch, RunDirectory, publish
-from skyrl_stack.sandbox.storage import read_owner, remove_private_directory
 from skyrl_stack.tasks.task import Task
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
 ANY = -1
-STARTED_S, ENDED_S = 300.0, 25.0
+STARTED_S, ENDED_S = 300.0, 20.0
 TASKS = 6
 
 
@@ -141,11 +140,7 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     killed.kill()
     killed.wait()
     assert_nothing_left(directory)
-    (private,) = private_directories(directory)  # it could not remove it itself
-    owner = read_owner(private)
-    assert owner is not None
-    assert not owner.is_alive  # so `sweep` may
-    remove_private_directory(private)
+    assert not private_directories(directory)
 
     (tmp_path / "go").touch()
     resumed = start(directory, "--resume")

@@ -2,7 +2,8 @@
 
 import os
 import secrets
-import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +18,28 @@ _LONGEST_BASE = 11  # Ray puts sockets 96 characters below it, and the kernel ta
 def private_directory(launch_id: str, run_directory: Path) -> Iterator[Path]:
     """A node-local directory, mode 0700, that is also TMPDIR of this process and its children in the block.
 
-    `skyrl-stack sweep` removes it if this process cannot.
+    After the block, or this process's death, a guard kills those children and removes the directory;
+    `skyrl-stack sweep` does it where the guard could not.
     """
     outer = tempfile.gettempdir()
     base = outer if len(outer) <= _LONGEST_BASE else "/tmp"
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{launch_id}-", dir=base))
-    try:
-        owner = Owner.this_process(launch_id, str(run_directory))
-        (path / "owner.json").write_text(owner.model_dump_json())
+    owner = Owner.this_process(launch_id, str(run_directory))
+    (path / "owner.json").write_text(owner.model_dump_json())
+    with _guard(path):
         _use_for_temporary_files(str(path))
-        yield path
-    finally:
-        _use_for_temporary_files(outer)
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            yield path
+        finally:
+            _use_for_temporary_files(outer)
+
+
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """See `guard.py`. Its pipe is this process's alone: subprocess gives it to no other child."""
+    command = [sys.executable, "-m", "skyrl_stack.trainer.guard", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield
 
 
 def write_token(directory: Path) -> Path:

@@ -1,0 +1,60 @@
+"""Ends what a trainer leaves, however it ends: a process of its own that waits for the trainer's death.
+
+`python -m skyrl_stack.trainer.guard DIRECTORY` reads standard input until its end, which comes when the trainer closes
+the pipe or dies. Then every process that belongs to DIRECTORY is killed, and DIRECTORY removed. Ray's own agents
+would stay for a minute after a kill -9, waiting for a server that is dead.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+TIMEOUT_S = 10.0
+
+
+def main(directory: str) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # what ends the trainer must not end its guard
+        signal.signal(number, signal.SIG_IGN)
+    trainer = os.getppid()  # it has files of Ray open, and does not need to be killed: it has ended or is about to
+    sys.stdin.buffer.read()
+    deadline = time.monotonic() + TIMEOUT_S
+    while (left := processes_of(directory) - {trainer}) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    shutil.rmtree(directory, ignore_errors=True)
+    return 1 if left else 0
+
+
+def processes_of(directory: str) -> set[int]:
+    """Other processes that were started with TMPDIR set to `directory`, or that have a file in it open.
+
+    All below the trainer are one or the other. Ray's processes change their title, which the kernel keeps in front
+    of their environment and which may overwrite it; but they all have their logs open.
+    """
+    others = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid()]
+    return {int(process.name) for process in others if _belongs_to(process, directory)}
+
+
+def _belongs_to(process: Path, directory: str) -> bool:
+    with contextlib.suppress(OSError):
+        if f"TMPDIR={directory}".encode() in (process / "environ").read_bytes().split(b"\0"):
+            return True
+        return any(_is_below(file, directory) for file in (process / "fd").iterdir())
+    return False
+
+
+def _is_below(link: Path, directory: str) -> bool:
+    try:
+        return link.readlink().is_relative_to(directory)
+    except OSError:  # closed since
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
