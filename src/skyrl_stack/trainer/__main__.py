@@ -77,7 +77,7 @@ def _run(directory: RunDirectory, profile: Profile, private: Path, ending: Endin
 
     print(f"trainer: verl from step {steps_done(directory.checkpoints) + 1} to {profile.trainer.steps}", flush=True)
     run_verl(
-        options.verl_options(profile, directory, ray_dir=private),
+        options.verl_options(profile, directory, ray_dir=cluster.ray_directory(private)),
         users=options.users_options(profile),
         ray_started=ending.take_signals,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from skyrl_stack.sandbox.storage import PREFIX, Owner
 
-_LONGEST_BASE = 11  # Ray puts sockets 96 characters below it, and the kernel takes 107
+_LONGEST_BASE = 9  # Ray puts sockets 98 characters below it, and the kernel takes 107
 
 
 @contextmanager
@@ -40,6 +40,11 @@ def _guard(path: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "skyrl_stack.trainer.guard", str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield
+
+
+def ray_directory(private: Path) -> Path:
+    """Ray's own part of the private directory: Ray opens it to everybody, so it must not be the whole."""
+    return private / "r"
 
 
 def write_token(directory: Path) -> Path:
