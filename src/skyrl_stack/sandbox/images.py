@@ -74,11 +74,6 @@ class ImageStore:
 
         await self._call(f"import {tar} as {reference}", send)
 
-    async def load(self, archive: Path) -> list[str]:
-        """Add the images of an archive that `podman save` or `docker save` wrote; returns their references."""
-        images = await self._call(f"load {archive}", lambda client: list(client.images.load(file_path=archive)))
-        return [tag for image in images for tag in image.tags]
-
     async def build(
         self,
         context: Path,
