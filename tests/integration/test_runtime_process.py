@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from skyrl_stack.node import Process
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Endpoint, Heartbeat, Launch, RunDirectory, publish
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox import sweep
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.storage import private_root, process_start
+from skyrl_stack.sandbox.storage import private_root
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 
@@ -62,7 +63,7 @@ class Run:
                 described = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if entry.name.isdigit() and name in described and process_start(int(entry.name)) is not None:
+            if entry.name.isdigit() and name in described and Process(int(entry.name)).started is not None:
                 found.append(int(entry.name))
         return found
 

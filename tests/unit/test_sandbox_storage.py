@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.node import Process
 from skyrl_stack.sandbox import storage, sweep
 from skyrl_stack.sandbox.storage import Owner
 
@@ -27,7 +28,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ended_process() -> Owner:
     """The owner that a process was which is gone."""
     process = subprocess.Popen(["sleep", "600"])
-    started = storage.process_start(process.pid)
+    started = Process(process.pid).started
     assert started
     process.kill()
     process.wait()
@@ -104,3 +105,27 @@ def test_a_process_is_spared_without_proof(launcher: str) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+RETITLED = """
+import ctypes, sys, time
+log = open(sys.argv[1], "w")
+start, end = map(int, open("/proc/self/stat").read().rpartition(")")[2].split()[47:49])  # of its environment: proc(5)
+ctypes.memset(start, ord("x"), end - start)  # as Ray's processes do to show a long title
+print(flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_overwrote_its_environment_is_found_by_its_files(temporary: Path) -> None:
+    dead = storage.make_private_directory("dead")
+    (dead / "owner.json").write_text(ended_process().model_dump_json())
+    environment = os.environ | {"SKYRL_LAUNCH_ID": "dead", "SKYRL_LAUNCHER_PID": str(ended_process().pid)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RETITLED, str(dead / "log")], env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    assert "SKYRL_LAUNCH_ID" not in Process(process.pid).environment
+    assert process.pid in [left.pid for left in sweep.sweep() if isinstance(left, sweep.LeftProcess)]
+    assert process.wait(5) == -9

@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from skyrl_stack.node import other_processes
+
 PR_SET_PDEATHSIG = 1
 LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
 LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
@@ -57,17 +59,8 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
 
 def survivors(launch_id: str, *, launcher: int | None = None) -> list[int]:
     """Processes other than this one that carry the launch id, in no order; only those of one launcher if given."""
-    marks = {f"{LAUNCH_VARIABLE}={launch_id}".encode()}
-    if launcher is not None:
-        marks.add(f"{LAUNCHER_VARIABLE}={launcher}".encode())
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if marks.issubset((entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
-    return found
+    marks = {(LAUNCH_VARIABLE, launch_id)} | (set() if launcher is None else {(LAUNCHER_VARIABLE, str(launcher))})
+    return [process.pid for process in other_processes() if marks <= process.environment.items()]
 
 
 def kill_survivors(launch_id: str, *, launcher: int | None = None, grace_s: float = 5.0) -> int:

@@ -19,6 +19,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.node import Process
 from skyrl_stack.sandbox import namespaces
 
 PREFIX = "skyrl-"
@@ -39,24 +40,13 @@ class Owner(BaseModel):
 
     @classmethod
     def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
-        started = process_start(os.getpid()) or 0
-        return cls(
-            launch_id=launch_id, pid=os.getpid(), started=started, boot_id=_boot_id(), run_directory=run_directory
-        )
+        pid = os.getpid()
+        started = Process(pid).started or 0
+        return cls(launch_id=launch_id, pid=pid, started=started, boot_id=_boot_id(), run_directory=run_directory)
 
     @property
     def is_alive(self) -> bool:
-        return self.boot_id == _boot_id() and process_start(self.pid) == self.started
-
-
-def process_start(pid: int) -> int | None:
-    """Clock ticks between boot and the start of `pid`, or None where there is no such process. Source: proc(5)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+        return self.boot_id == _boot_id() and Process(self.pid).started == self.started
 
 
 def _boot_id() -> str:

@@ -1,20 +1,22 @@
 """Sweeping: what launches left whose processes are gone, as after a power cut or a kill -9 of everything.
 
 Nothing is removed or killed without proof. A private directory is a leftover if the process named in its owner.json
-is gone. A process is one if it carries a launch's id in its environment and that launch's launcher is gone.
+is gone. A process is one if it has files of such a directory open, or carries a launch's id in its environment and that
+launch's launcher is gone.
 """
 
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.sandbox.storage import PREFIX, process_start, read_owner, remove_private_directory
+from skyrl_stack.node import Process, other_processes
+from skyrl_stack.sandbox.storage import PREFIX, read_owner, remove_private_directory
 
 _DEATH_TIMEOUT_S = 5.0
 
@@ -32,9 +34,10 @@ class LeftDirectory:
 
 @dataclass(frozen=True)
 class LeftProcess:
-    """A process without a launcher."""
+    """A process without a launcher, or one that still has files of a left directory open."""
 
     pid: int
+    started: int
     launch_id: str
     command: str
 
@@ -72,30 +75,27 @@ def _left_directories() -> Iterator[LeftDirectory]:
 
 
 def _left_processes() -> Iterator[LeftProcess]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and (left := _left_process(int(entry.name))):
-            yield left
+    directories = list(_left_directories())
+    for process in other_processes():
+        launch_id = _orphan_of(process) or _user_of(directories, process)
+        if launch_id and (started := process.started) is not None:
+            yield LeftProcess(process.pid, started, launch_id, process.command)
 
 
-def _left_process(pid: int) -> LeftProcess | None:
-    """The process, if its environment names a launch whose launcher is gone."""
-    entry = Path(f"/proc/{pid}")
-    try:
-        variables = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-        command = (entry / "comm").read_text().strip()
-        # In another pid namespace the launcher's number would mean another process.
-        same_numbers = (entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
-    except OSError:
+def _orphan_of(process: Process) -> str | None:
+    """The launch that the process's environment names, if its launcher is gone."""
+    launch_id = process.environment.get("SKYRL_LAUNCH_ID")
+    launcher = process.environment.get("SKYRL_LAUNCHER_PID", "")
+    started = process.started
+    if not launch_id or not launcher.isdigit() or not process.counts_like_us or started is None:
         return None
-    named = dict(variable.split("=", 1) for variable in variables if variable.startswith("SKYRL_LAUNCH"))
-    launch_id, launcher = named.get("SKYRL_LAUNCH_ID"), named.get("SKYRL_LAUNCHER_PID", "")
-    started = process_start(pid)
-    if not launch_id or not launcher.isdigit() or not same_numbers or started is None:
-        return None
-    launcher_started = process_start(int(launcher))
-    if launcher_started is not None and launcher_started <= started:
-        return None
-    return LeftProcess(pid, launch_id, command)
+    launcher_started = Process(int(launcher)).started
+    return launch_id if launcher_started is None or launcher_started > started else None
+
+
+def _user_of(directories: Sequence[LeftDirectory], process: Process) -> str | None:
+    """The launch of a left directory in which the process has files open."""
+    return next((left.launch_id for left in directories if process.has_open_below(left.path)), None)
 
 
 def _kill(process: LeftProcess) -> bool:
@@ -105,8 +105,8 @@ def _kill(process: LeftProcess) -> bool:
     except OSError:
         return True
     try:
-        if _left_process(process.pid) != process:
-            return False
+        if Process(process.pid).started != process.started:
+            return True
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     except ProcessLookupError:
         return True
@@ -115,6 +115,6 @@ def _kill(process: LeftProcess) -> bool:
     finally:
         os.close(descriptor)
     deadline = time.monotonic() + _DEATH_TIMEOUT_S
-    while process_start(process.pid) is not None and time.monotonic() < deadline:
+    while Process(process.pid).started is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    return process_start(process.pid) is None
+    return Process(process.pid).started is None

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from skyrl_stack.node import other_processes
+
 TIMEOUT_S = 10.0
 
 
@@ -37,23 +39,11 @@ def processes_of(directory: str) -> set[int]:
     All below the trainer are one or the other. Ray's processes change their title, which the kernel keeps in front
     of their environment and which may overwrite it; but they all have their logs open.
     """
-    others = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid()]
-    return {int(process.name) for process in others if _belongs_to(process, directory)}
-
-
-def _belongs_to(process: Path, directory: str) -> bool:
-    with contextlib.suppress(OSError):
-        if f"TMPDIR={directory}".encode() in (process / "environ").read_bytes().split(b"\0"):
-            return True
-        return any(_is_below(file, directory) for file in (process / "fd").iterdir())
-    return False
-
-
-def _is_below(link: Path, directory: str) -> bool:
-    try:
-        return link.readlink().is_relative_to(directory)
-    except OSError:  # closed since
-        return False
+    return {
+        process.pid
+        for process in other_processes()
+        if process.environment.get("TMPDIR") == directory or process.has_open_below(Path(directory))
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Node: the processes of this machine, as the kernel shows them. Source: proc(5).
+
+Whoever ends what a launch left asks here: it carries the launch's marks in its environment, or has files of it open.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process id, and what can be read of its process. One that is gone, or is somebody else's, shows nothing."""
+
+    pid: int
+
+    @property
+    def entry(self) -> Path:
+        return Path(f"/proc/{self.pid}")
+
+    @property
+    def started(self) -> int | None:
+        """Clock ticks between boot and its start; None if there is no such process, or only its exit code is left.
+
+        A process id is given anew; together with this number it is not.
+        """
+        try:
+            fields = (self.entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else int(fields[19])
+
+    @property
+    def command(self) -> str:
+        with suppress(OSError):
+            return (self.entry / "comm").read_text().strip()
+        return ""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that it was started with. A process that sets its title (Ray's do) overwrites some of them."""
+        try:
+            variables = (self.entry / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return {}
+        return dict(variable.split("=", 1) for variable in variables if "=" in variable)
+
+    @property
+    def counts_like_us(self) -> bool:
+        """Whether a process id means the same to it as to this process."""
+        with suppress(OSError):
+            return (self.entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+        return False
+
+    def has_open_below(self, directory: Path) -> bool:
+        """Whether it has a file open in `directory` or below it."""
+        with suppress(OSError):
+            return any(_target(link).is_relative_to(directory) for link in (self.entry / "fd").iterdir())
+        return False
+
+
+def other_processes() -> Iterator[Process]:
+    """All processes but this one."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return (Process(pid) for pid in pids if pid != os.getpid())
+
+
+def _target(link: Path) -> Path:
+    try:
+        return link.readlink()
+    except OSError:  # closed since
+        return Path()
