@@ -1,22 +1,24 @@
 """Profile: one typed TOML file that says everything about a run, and the first thing in the flow.
 
-People write TOML; `resolve` merges `--set a.b=c` and validates; machines write the result as JSON into
-the run directory, where both roles read it. An unknown key, a wrong unit or an impossible size is a
+People write TOML; `load_profile` merges `--set a.b=c` and the cluster's own file, and validates; machines write the
+result as JSON into the run directory, where both roles read it. An unknown key, a wrong unit or an impossible size is a
 `ProfileError` of one line that names the file, the key and the remedy.
 """
 
-import difflib
+import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.section import Section
-from skyrl_stack.site import Launcher, LocalLauncher
+from skyrl_stack.section import Section, explain, read_toml
+from skyrl_stack.site import Launcher, LocalLauncher, beneath, load_site
+
+SITE_VARIABLE = "SKYRL_SITE"
+"Names the site for whoever does not want to write it into profiles: over the profile, under `--set site=`."
 
 
 class RunSection(Section):
@@ -105,6 +107,8 @@ class Profile(Section):
     """A resolved profile. Defaults are those of `profiles/local.toml`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    site: str | None = None
+    "The cluster: a name in `sites/`, or the path of a TOML file. What it says of `[launcher]`, the profile need not."
     run: RunSection = RunSection()
     tasks: TasksSection = TasksSection()
     runtime: RuntimeSection = RuntimeSection()
@@ -125,37 +129,57 @@ class Profile(Section):
 
 
 def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
-    """Read a TOML profile, apply `a.b=c` overrides in order, and validate.
+    """Read a TOML profile, apply `a.b=c` overrides in order, put its site's values beneath, and validate.
 
     Raises:
         ProfileError: one line naming the file, the key and the remedy.
     """
     if not path.is_file():
         raise ProfileError(f"{path}: no such profile; `ls profiles/` shows those that ship")
-    try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path}: not valid TOML: {error}") from error
+    table = read_toml(path)
     table.setdefault("name", path.stem)
-    return _resolve(table, overrides, source=str(path))
+    if site := os.environ.get(SITE_VARIABLE):
+        table["site"] = site
+    _override(table, overrides)
+    _add_site(table, path)
+    return _validated(table, source=str(path))
 
 
 def override_profile(profile: Profile, overrides: Iterable[str]) -> Profile:
-    """Apply `a.b=c` overrides to a resolved profile.
+    """Apply `a.b=c` overrides to a resolved profile. Its site's values are in it already.
 
     Raises:
         ProfileError: one line naming the key and the remedy.
     """
-    return _resolve(profile.model_dump(mode="json"), overrides, source=f"profile {profile.name}")
+    table = profile.model_dump(mode="json")
+    _override(table, overrides)
+    source = f"profile {profile.name}"
+    if table["site"] != profile.site:
+        raise ProfileError(f"{source}: site = {table['site']!r}: a run stays where it began; override keys of launcher")
+    return _validated(table, source=source)
 
 
-def _resolve(table: dict[str, Any], overrides: Iterable[str], *, source: str) -> Profile:
-    for override in overrides:
-        _apply(table, override)
+def _add_site(table: dict[str, Any], path: Path) -> None:
+    """Put what the site says beneath what the profile says of `[launcher]`."""
+    launcher, site = table.get("launcher"), table.get("site")
+    if not isinstance(launcher, dict) or not isinstance(site, str) or launcher.get("kind") != "slurm":
+        return
+    try:
+        table["launcher"] = beneath(launcher, load_site(site, path.parent / "sites"))
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from error
+
+
+def _validated(table: dict[str, Any], *, source: str) -> Profile:
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
-        raise ProfileError(f"{source}: {_one_line(error)}") from error
+        raise ProfileError(f"{source}: {explain(error, Profile)}") from error
+
+
+def _override(table: dict[str, Any], overrides: Iterable[str]) -> None:
+    for override in overrides:
+        _apply(table, override)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -177,38 +201,3 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key, section = _locate(first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: no such key{_nearest(str(first['loc'][-1]), section)}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return f"{key}{value}: {message[0].lower()}{message[1:]}"
-
-
-def _locate(location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The dotted key at `location`, and the section that should hold it; pydantic's place also names a union's tag."""
-    key: list[str] = []
-    section = inner = Profile
-    for part in location:
-        if isinstance(inner, UnionType):
-            inner = next(kind for kind in get_args(inner) if kind.model_fields["kind"].default == part)
-            continue
-        key.append(str(part))
-        section, field = inner, getattr(inner, "model_fields", {}).get(part)
-        inner = field.annotation if field else None
-    return ".".join(key), section
-
-
-def _nearest(key: str, section: type[Section]) -> str:
-    """A hint with the nearest known key, or all of them."""
-    known = sorted(section.model_fields)
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"

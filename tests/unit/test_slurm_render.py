@@ -17,6 +17,7 @@ LAUNCHER = SlurmLauncher(
     account="some_lab",
     modules=("cuda/12.9.1-fasrc01",),
     environment={"HTTPS_PROXY": "http://proxy:3128"},
+    bind=("/n/holylfs06", "/n/data:/data:ro"),
     scratch=Path("/scratch"),
     runtime=JobSection(partition="test", time_limit="6:00:00", cpus=16, memory_gb=32, qos="short"),
     trainer=JobSection(
@@ -46,7 +47,7 @@ def test_text(role: Role) -> None:
 def test_optional_lines_are_left_out_and_bash_takes_the_rest(role: Role) -> None:
     job = JobSection(partition="p", time_limit="1:00:00", cpus=1, memory_gb=1)
     text = script(role, SlurmLauncher(runtime=job, trainer=job))
-    assert not re.search(r"account|qos|constraint|gres|module|TMPDIR|--resume", text)
+    assert not re.search(r"account|qos|constraint|gres|module|TMPDIR|APPTAINER|--resume", text)
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
 

@@ -51,7 +51,9 @@ def render(
 
 
 def _environment(launcher: SlurmLauncher) -> dict[str, str]:
-    return {"TMPDIR": str(launcher.scratch)} | launcher.environment if launcher.scratch else launcher.environment
+    scratch = {"TMPDIR": str(launcher.scratch)} if launcher.scratch else {}
+    bind = {"APPTAINER_BIND": ",".join(launcher.bind)} if launcher.bind else {}
+    return scratch | bind | launcher.environment
 
 
 @cache
