@@ -7,12 +7,14 @@ alike: a heartbeat that stopped. Under a launcher on the same machine its death 
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from skyrl_stack.errors import StackError
-from skyrl_stack.run_directory import Failure, Heartbeat, Role, RunDirectory, publish
+from skyrl_stack.errors import RunDirectoryError, StackError
+from skyrl_stack.records import Failure, Heartbeat, Incarnation, Load, publish, read_if_there
+from skyrl_stack.run_directory import Role, RunDirectory
 
 INTERVAL_S = 2.0
 
@@ -20,7 +22,7 @@ INTERVAL_S = 2.0
 class Presence:
     """Keeps `role`'s heartbeat fresh while the block runs and calls `on_lost` once if `peer` is gone.
 
-    `peer` counts as gone when it ended, failed, or was seen and then fell silent for the profile's
+    `peer` counts as gone when all its instances ended, failed, or were seen and then fell silent for the profile's
     `run.peer_timeout_s`; one that never appeared is the business of `RunDirectory.await_endpoint`.
     `on_lost` runs in the heartbeat's thread and gets the reason in one line.
     """
@@ -30,10 +32,11 @@ class Presence:
         self.role: Role = role
         self.peer: Role = peer
         self.on_lost = on_lost
-        self.launch_id = directory.launch().launch_id
-        self.timeout_s = directory.profile().run.peer_timeout_s
+        self.me = Incarnation.here(directory.launch().launch_id)
         self.launcher_pid = int(os.environ.get("SKYRL_LAUNCHER_PID", "0"))
+        self._watch = Watch(directory, peer, directory.profile().run.peer_timeout_s)
         self._state: str = "starting"
+        self._load: Callable[[], Load] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"{role}-presence", daemon=True)
 
@@ -42,9 +45,9 @@ class Presence:
         self._thread.start()
         return self
 
-    def ready(self) -> None:
-        """Say that the role now does its work."""
-        self._state = "ready"
+    def ready(self, load: Callable[[], Load] | None = None) -> None:
+        """Say that the role now does its work; `load` is asked for each heartbeat, in its thread."""
+        self._state, self._load = "ready", load
         self._write("ready")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -57,11 +60,11 @@ class Presence:
 
     def fail(self, cause: str) -> None:
         """Record why the run stops; the first cause of a launch stays."""
-        record_failure(self.directory, self.launch_id, self.role, cause)
+        record_failure(self.directory, self.me, self.role, cause)
 
     def _write(self, state: str) -> None:
-        record = Heartbeat.model_validate({"launch_id": self.launch_id, "at": time.time(), "state": state})
-        publish(self.directory.heartbeat_file(self.role), record)
+        if not superseded(self.directory, self.role, self.me):
+            write_heartbeat(self.directory, self.role, self.me, state, self._load() if self._load else None)
 
     def _beat(self) -> None:
         lost = False
@@ -69,7 +72,7 @@ class Presence:
             try:
                 self._write(self._state)
                 reason = None if lost else self._reason()
-            except OSError:
+            except (OSError, RunDirectoryError):
                 continue  # a full or briefly unreachable shared file system is not the peer's death
             if reason:
                 lost = True
@@ -78,30 +81,89 @@ class Presence:
     def _reason(self) -> str | None:
         if self.launcher_pid and os.getppid() != self.launcher_pid:
             return "the launcher is gone"
-        if self.directory.launch().launch_id != self.launch_id:
+        if self.directory.launch().launch_id != self.me.launch_id:
             return "another launch has taken over the run directory"
-        return lost_peer(self.directory, self.peer, self.timeout_s)
+        if superseded(self.directory, self.role, self.me):
+            return "Slurm has started this job again elsewhere"
+        return self._watch.lost()
+
+
+class Watch:
+    """What this process sees of a role's heartbeats, by its own clock. To be asked every few seconds.
+
+    The clocks of nodes differ, and a shared file system may show an old file for a while. So an instance is silent
+    when its record has not changed for `timeout_s` here, whatever time the record says.
+    """
+
+    def __init__(self, directory: RunDirectory, role: Role, timeout_s: float) -> None:
+        self.directory = directory
+        self.role: Role = role
+        self.timeout_s = timeout_s
+        self._changed: dict[int, tuple[Heartbeat, float]] = {}
+        self._looked_at = time.monotonic()
+
+    def living(self) -> dict[int, Heartbeat]:
+        """By instance: the heartbeats of those that live."""
+        self._look()
+        return {
+            instance: heartbeat
+            for instance, (heartbeat, changed_at) in self._changed.items()
+            if not heartbeat.is_over and self._looked_at - changed_at <= self.timeout_s
+        }
+
+    def lost(self) -> str | None:
+        """Why the role counts as gone; None while an instance lives, or none has appeared."""
+        failure = self.directory.failure()
+        if failure and failure.role == self.role:  # perhaps told by who started it: a killed role is mute
+            return f"the {self.role} failed"
+        if self.living() or not self._changed:
+            return None
+        heartbeat, changed_at = max(self._changed.values(), key=lambda seen: seen[1])
+        who = f"the {self.role}" if len(self._changed) == 1 else f"the last of {len(self._changed)} {self.role}s"
+        return f"{who} {heartbeat.state if heartbeat.is_over else self._silent(changed_at)}"
+
+    def _silent(self, changed_at: float) -> str:
+        return f"has been silent for {self._looked_at - changed_at:.0f} s"
+
+    def _look(self) -> None:
+        heartbeats, now = self.directory.heartbeats(self.role), time.monotonic()
+        if now - self._looked_at > self.timeout_s:  # we were the ones who did not see: stopped, or without the files
+            self._changed.clear()
+        self._looked_at = now
+        for instance, heartbeat in heartbeats.items():
+            if instance not in self._changed or self._changed[instance][0] != heartbeat:
+                self._changed[instance] = (heartbeat, now)
+
+
+def write_heartbeat(directory: RunDirectory, role: Role, me: Incarnation, state: str, load: Load | None = None) -> None:
+    """A sign of life of this process, or of its end."""
+    record = Heartbeat.model_validate({**me.model_dump(), "state": state, "load": load})
+    publish(directory.heartbeat_file(role, me.instance), record)
+
+
+@contextmanager
+def declare_gone(directory: RunDirectory, role: Role, me: Incarnation) -> Iterator[None]:
+    """For who started the role, around the role's process: one that was killed cannot say that it is gone."""
+    try:
+        yield
+    finally:
+        heartbeat = directory.heartbeats(role).get(me.instance)
+        if heartbeat and heartbeat.restart == me.restart and not heartbeat.is_over:
+            write_heartbeat(directory, role, me, "failed")
+
+
+def superseded(directory: RunDirectory, role: Role, me: Incarnation) -> bool:
+    """Whether Slurm took this process for lost, and a later one has its place."""
+    latest = read_if_there(directory.heartbeat_file(role, me.instance), Heartbeat)
+    return latest is not None and latest.launch_id == me.launch_id and latest.restart > me.restart
 
 
 def record_failure(
-    directory: RunDirectory, launch_id: str, role: Role, cause: str, *, told_to_stop: bool = False
+    directory: RunDirectory, me: Incarnation, role: Role, cause: str, *, told_to_stop: bool = False
 ) -> None:
-    """Record why the run stops; the first cause of a launch stays."""
-    if directory.failure() is None:
-        failure = Failure(launch_id=launch_id, role=role, cause=cause, told_to_stop=told_to_stop)
+    """Record why the run stops, unless it goes on: other instances live. The first cause of a launch stays."""
+    others = [each for instance, each in directory.heartbeats(role).items() if instance != me.instance]
+    goes_on = superseded(directory, role, me) or any(not each.is_over for each in others)
+    if not goes_on and directory.failure() is None:
+        failure = Failure(launch_id=me.launch_id, role=role, cause=cause, told_to_stop=told_to_stop)
         publish(directory.failure_file, failure)
-
-
-def lost_peer(directory: RunDirectory, peer: Role, timeout_s: float) -> str | None:
-    """Why `peer` counts as gone; None while it lives, or has not appeared."""
-    if (
-        failure := directory.failure()
-    ) and failure.role == peer:  # perhaps told by who started it: a killed role is mute
-        return f"the {peer} failed"
-    heartbeat = directory.heartbeat(peer)
-    if heartbeat is None:
-        return None
-    if heartbeat.state in ("ended", "failed"):
-        return f"the {peer} {heartbeat.state}"
-    silent = time.time() - heartbeat.at
-    return f"the {peer} has been silent for {silent:.0f} s" if silent > timeout_s else None

@@ -25,7 +25,7 @@ class RunSection(Section):
     root: Path = Path(".skyrl_jobs")
     "Directory that holds the run directories; relative to where the launch is typed."
     peer_timeout_s: float = Field(default=30.0, ge=5)
-    "A role whose heartbeat is older than this counts as lost."
+    "A role whose heartbeat has not changed for this long counts as lost."
     start_timeout_s: float = Field(default=300.0, ge=10)
     "How long one role waits for the other to appear."
 

@@ -3,8 +3,8 @@
     <root>/<timestamp>_<name>/
     ├── profile.json              launcher   resolved profile, written first
     ├── launch.json               launcher   launch id and pid of the launch that owns the directory
-    ├── endpoints/<role>.json     each role  address, token, launch id; mode 0600; removed at its end
-    ├── heartbeats/<role>.json    each role  time of the last sign of life, and its state
+    ├── endpoints/<role>-<instance>.json     each role  address and token; mode 0600; removed at its end
+    ├── heartbeats/<role>-<instance>.json    each role  its last sign of life, its state and its load
     ├── tasks.jsonl               launcher   the tasks of this run
     ├── model/                    launcher   link to the policy that training starts from
     ├── episodes/<id>.json        trainer    one finished record each
@@ -20,67 +20,31 @@
 
 Every path is made here. A file appears by write-then-rename, so what can be seen is complete, and has one
 writer. That holds on NFS and Lustre: no locks, no sockets, and a reader that waits has a deadline.
+The runtime may run on several nodes; each is an *instance* of the role, with files of its own.
 """
 
-import json
-import os
-import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from skyrl_stack.errors import PeerLost, RunDirectoryError
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import (
+    Endpoint,
+    Failure,
+    Heartbeat,
+    Incarnation,
+    Launch,
+    publish,
+    read,
+    read_if_there,
+)
 
 Role = Literal["runtime", "trainer"]
 JOB_LOGS: Mapping[Role, str] = {"runtime": "runtime", "trainer": "training"}
 "First part of the names of a job's logs."
-
-
-class Record(BaseModel):
-    """Base of what is written into a run directory."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Launch(Record):
-    """One launch of a run directory; a resumed run has had several."""
-
-    launch_id: str = Field(default_factory=lambda: secrets.token_hex(8))
-    pid: int = Field(default_factory=os.getpid)
-    host: str = Field(default_factory=lambda: os.uname().nodename)
-    started_at: float = Field(default_factory=time.time)
-
-
-class Endpoint(Record):
-    """Where a role answers. Keyed by the launch id: an earlier launch's endpoint is not an endpoint."""
-
-    launch_id: str
-    url: str
-    token: str = Field(repr=False)
-
-
-class Heartbeat(Record):
-    """A role's last sign of life."""
-
-    launch_id: str
-    at: float = Field(default_factory=time.time)
-    "Seconds since the epoch."
-    state: Literal["starting", "ready", "ended", "failed"] = "ready"
-
-
-class Failure(Record):
-    """Why a run stopped."""
-
-    launch_id: str
-    role: str
-    cause: str
-    told_to_stop: bool = False
-    "From outside: by a person, or by Slurm near a time limit."
 
 
 class RunDirectory:
@@ -156,11 +120,11 @@ class RunDirectory:
 
     def profile(self) -> Profile:
         """The resolved profile."""
-        return _read(self.profile_file, Profile)
+        return read(self.profile_file, Profile)
 
     def launch(self) -> Launch:
         """The launch that owns the directory now."""
-        return _read(self.launch_file, Launch)
+        return read(self.launch_file, Launch)
 
     @property
     def metrics_file(self) -> Path:
@@ -179,11 +143,11 @@ class RunDirectory:
     def batch_script(self, role: Role) -> Path:
         return self.path / "slurm" / f"{role}.sbatch"
 
-    def endpoint_file(self, role: Role) -> Path:
-        return self.path / "endpoints" / f"{role}.json"
+    def endpoint_file(self, role: Role, instance: int = 0) -> Path:
+        return self.path / "endpoints" / f"{role}-{instance}.json"
 
-    def heartbeat_file(self, role: Role) -> Path:
-        return self.path / "heartbeats" / f"{role}.json"
+    def heartbeat_file(self, role: Role, instance: int = 0) -> Path:
+        return self.path / "heartbeats" / f"{role}-{instance}.json"
 
     def episode_file(self, episode_id: str) -> Path:
         return self.episodes / f"{episode_id}.json"
@@ -193,63 +157,47 @@ class RunDirectory:
 
     def failure(self) -> Failure | None:
         """The failure of the current launch, if it has one."""
-        if not self.failure_file.is_file():
-            return None
-        failure = _read(self.failure_file, Failure)
-        return failure if failure.launch_id == self.launch().launch_id else None
+        failure = read_if_there(self.failure_file, Failure)
+        return failure if failure and failure.launch_id == self.launch().launch_id else None
+
+    def endpoints(self, role: Role) -> dict[int, Endpoint]:
+        """By instance: where `role` answers in the current launch."""
+        return self._of_launch(self.path / "endpoints", role, Endpoint)
+
+    def heartbeats(self, role: Role) -> dict[int, Heartbeat]:
+        """By instance: the last heartbeat of `role` in the current launch."""
+        return self._of_launch(self.path / "heartbeats", role, Heartbeat)
 
     def endpoint(self, role: Role) -> Endpoint | None:
-        """The endpoint that `role` published for the current launch, if any."""
-        file = self.endpoint_file(role)
-        endpoint = _read(file, Endpoint) if file.is_file() else None
-        return endpoint if endpoint and endpoint.launch_id == self.launch().launch_id else None
+        """The first endpoint of `role`, if any."""
+        return next(iter(self.endpoints(role).values()), None)
 
     def heartbeat(self, role: Role) -> Heartbeat | None:
-        """The last heartbeat of `role` in the current launch, if any."""
-        file = self.heartbeat_file(role)
-        heartbeat = _read(file, Heartbeat) if file.is_file() else None
-        return heartbeat if heartbeat and heartbeat.launch_id == self.launch().launch_id else None
+        """The heartbeat that speaks for all of `role`: of the instance that got furthest and is not over."""
+        rank = ("failed", "ended", "starting", "ready").index
+        heartbeats = self.heartbeats(role).values()
+        return max(heartbeats, key=lambda heartbeat: (rank(heartbeat.state), heartbeat.at), default=None)
 
     def await_endpoint(self, role: Role, timeout_s: float, poll_s: float = 0.1) -> Endpoint:
-        """Wait until `role` has published its endpoint.
+        """Wait until an instance of `role` has published its endpoint.
 
         Raises:
-            PeerLost: it failed, or the deadline passed; names the file.
+            PeerLost: all failed, or the deadline passed; names the directory.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if endpoint := self.endpoint(role):
                 return endpoint
             heartbeat = self.heartbeat(role)
-            if heartbeat and heartbeat.state in ("ended", "failed"):
+            if heartbeat and heartbeat.is_over:
                 raise PeerLost(f"the {role} {heartbeat.state} before it was ready; see {self.logs}")
             time.sleep(poll_s)
-        raise PeerLost(f"{self.endpoint_file(role)}: the {role} did not appear within {timeout_s:.0f} s")
+        raise PeerLost(f"{self.path / 'endpoints'}: the {role} did not appear within {timeout_s:.0f} s")
 
-
-def publish(path: Path, record: BaseModel, *, mode: int = 0o644) -> None:
-    """Write `record` as JSON by rename: a file that can be seen is complete, and never wider than `mode`."""
-    write_atomic(path, record.model_dump_json(indent=1).encode(), mode=mode)
-
-
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a draft beside `path`, flush it to disk, rename it into place."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _read[R: BaseModel](path: Path, kind: type[R]) -> R:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RunDirectoryError(f"{path}: missing") from error
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise RunDirectoryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+    def _of_launch[R: Incarnation](self, folder: Path, role: Role, kind: type[R]) -> dict[int, R]:
+        launch_id, found = self.launch().launch_id, dict[int, R]()
+        for file in sorted(folder.glob(f"{role}-*.json")):
+            record = read_if_there(file, kind)
+            if record and record.launch_id == launch_id:
+                found[record.instance] = record
+        return dict(sorted(found.items()))

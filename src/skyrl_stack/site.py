@@ -46,8 +46,10 @@ class PartitionSection(Section):
 
 
 class JobSection(PartitionSection):
-    """What one role asks of Slurm: one node."""
+    """What one role asks of Slurm."""
 
+    nodes: int = Field(default=1, ge=1, le=256)
+    "Nodes of this kind; every other size is per node."
     time_limit: TimeLimit
     "`[days-]hours:minutes:seconds`."
     cpus: int = Field(ge=1, le=1024)

@@ -11,7 +11,7 @@ import pytest
 
 from skyrl_stack.errors import SandboxLost, SandboxStartFailed
 from skyrl_stack.profile import RuntimeSection
-from skyrl_stack.run_directory import Endpoint
+from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
@@ -53,8 +53,8 @@ async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image:
             yield Backend(podman, podman, tiny_image)
             return
         async with (
-            serving(podman, RuntimeSection(), "token") as url,
-            RuntimeClient(Endpoint(launch_id="l", url=url, token="token")) as client,
+            serving(podman, RuntimeSection(), "token") as served,
+            RuntimeClient(Endpoint(launch_id="l", url=served.url, token="token")) as client,
         ):
             yield Backend(client, podman, tiny_image)
 

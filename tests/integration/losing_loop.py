@@ -10,7 +10,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 
 from skyrl_stack.episode.record import Episode, episode_id
 from skyrl_stack.errors import SandboxLost
-from skyrl_stack.run_directory import RunDirectory, publish
+from skyrl_stack.records import publish
+from skyrl_stack.run_directory import RunDirectory
 
 
 class LosingLoop(AgentLoopBase):

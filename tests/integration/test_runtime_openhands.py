@@ -27,7 +27,8 @@ def runtime_url(tests_cache: Path, tiny_image: str) -> Iterator[str]:
 
     async def serve() -> None:
         podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(tests_cache)])
-        async with podman, serving(podman, RuntimeSection(), TOKEN) as url[0]:
+        async with podman, serving(podman, RuntimeSection(), TOKEN) as served:
+            url[0] = served.url
             started.set()
             await stop.wait()
 

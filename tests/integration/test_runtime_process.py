@@ -14,7 +14,8 @@ import pytest
 
 from skyrl_stack.node import Process
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Endpoint, Heartbeat, Launch, RunDirectory, publish
+from skyrl_stack.records import Endpoint, Heartbeat, Launch, publish
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox import sweep
 from skyrl_stack.sandbox.contract import SandboxSpec
@@ -31,7 +32,7 @@ class Run:
         self.directory = RunDirectory.create(root, profile)
         self.launch = Launch()
         publish(self.directory.launch_file, self.launch)
-        self.private = private_root() / f"skyrl-{self.launch.launch_id}"
+        self.private = private_root() / f"skyrl-{self.launch.launch_id}-0.0"
         environment = os.environ | {"SKYRL_CACHE": str(cache), "SKYRL_LAUNCH_ID": self.launch.launch_id}
         with self.directory.log("runtime").open("wb") as log:
             self.process = subprocess.Popen(

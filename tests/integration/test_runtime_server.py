@@ -13,7 +13,7 @@ import pytest
 
 from skyrl_stack.errors import RuntimeUnavailable, SandboxLost
 from skyrl_stack.profile import RuntimeSection
-from skyrl_stack.run_directory import Endpoint
+from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.contract import SandboxSpec
@@ -80,8 +80,12 @@ def anyio_backend() -> str:
 @asynccontextmanager
 async def run_server(cache: Path, image: str, section: RuntimeSection) -> AsyncIterator[Server]:
     podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(cache)])
-    async with podman, serving(podman, section, TOKEN) as url, httpx.AsyncClient(trust_env=False, timeout=60) as http:
-        yield Server(url, podman, http, image)
+    async with (
+        podman,
+        serving(podman, section, TOKEN) as served,
+        httpx.AsyncClient(trust_env=False, timeout=60) as http,
+    ):
+        yield Server(served.url, podman, http, image)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +260,8 @@ async def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(tests_cach
         await server.control("POST", "/stop", json={"runtime_id": first["runtime_id"]})
         await asyncio.sleep(0.5)
         assert await server.containers() == 0
-        assert (await server.control("GET", "/health")).json()["sandboxes"] == 0
+        health = (await server.control("GET", "/health")).json()
+        assert health == {"status": "ok", "capacity": 1, "alive": 0, "waiting": 0}
 
 
 async def test_no_runtime_is_an_error_of_its_own() -> None:

@@ -92,7 +92,7 @@ class Site:
 
         self.wait(ended, timeout_s, "the end of both jobs", directory)
         self.wait(lambda: not processes.survivors(directory.launch().launch_id), 10, "no process left", directory)
-        assert not (Path("/tmp") / f"skyrl-{directory.launch().launch_id}").exists()
+        assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))
 
     def wait_until_ready(self, directory: RunDirectory, role: Role, *, state: str = "ready") -> None:
         def is_there() -> bool:

@@ -11,7 +11,8 @@ from playing import play, profile, sandboxes
 from skyrl_stack.agent.policy import Completion
 from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.profile import ModelSection, Profile
-from skyrl_stack.run_directory import Launch, RunDirectory, publish
+from skyrl_stack.records import Launch, publish
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.tasks.task import Task
 
 pytestmark = pytest.mark.podman

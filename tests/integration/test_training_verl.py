@@ -18,7 +18,8 @@ import pytest
 
 from skyrl_stack.launch.processes import LAUNCH_VARIABLE, survivors
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
-from skyrl_stack.run_directory import Endpoint, Launch, RunDirectory, publish
+from skyrl_stack.records import Endpoint, Launch, publish
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.tasks.task import Task
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]

@@ -13,7 +13,8 @@ from skyrl_stack.errors import RunDirectoryError
 from skyrl_stack.launch import processes
 from skyrl_stack.launch.runs import claim
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Launch, RunDirectory
+from skyrl_stack.records import Launch
+from skyrl_stack.run_directory import RunDirectory
 
 STUBBORN = """
 import signal, time

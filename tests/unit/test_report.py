@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import Failure, Launch, publish
 from skyrl_stack.report import print_report, read_steps
-from skyrl_stack.run_directory import Failure, Launch, RunDirectory, publish
+from skyrl_stack.run_directory import RunDirectory
 
 
 @pytest.fixture

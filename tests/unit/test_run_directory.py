@@ -1,4 +1,4 @@
-"""Run directory and presence: complete files, launch ids, deadlines, lost peers."""
+"""Run directory: complete files, launch ids, instances, deadlines."""
 
 import stat
 import threading
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_stack import presence
 from skyrl_stack.errors import PeerLost, RunDirectoryError
-from skyrl_stack.presence import Presence
 from skyrl_stack.profile import Profile, RunSection
-from skyrl_stack.run_directory import Endpoint, Heartbeat, Launch, RunDirectory, publish, write_atomic
+from skyrl_stack.records import Endpoint, Heartbeat, Launch, publish, write_atomic
+from skyrl_stack.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -70,6 +69,16 @@ def test_waiting_ends_as_soon_as_the_peer_says_that_it_failed(directory: RunDire
     assert time.monotonic() - started < 30
 
 
+def test_a_role_is_as_far_as_the_furthest_of_its_instances(directory: RunDirectory) -> None:
+    launch_id = directory.launch().launch_id
+    for instance, state in ((0, "ended"), (10, "failed"), (2, "starting")):
+        record = {"launch_id": launch_id, "instance": instance, "state": state}
+        publish(directory.heartbeat_file("runtime", instance), Heartbeat.model_validate(record))
+    assert list(directory.heartbeats("runtime")) == [0, 2, 10]
+    assert (heartbeat := directory.heartbeat("runtime")) and heartbeat.state == "starting"
+    assert directory.heartbeat("trainer") is None
+
+
 def test_a_damaged_record_names_its_file(directory: RunDirectory) -> None:
     directory.launch_file.write_text("{")
     with pytest.raises(RunDirectoryError, match=r"launch\.json: damaged"):
@@ -94,48 +103,3 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         stop.set()
         writer.join()
     assert [path.name for path in tmp_path.iterdir()] == ["record"]
-
-
-@pytest.fixture
-def lost(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(presence, "INTERVAL_S", 0.05)
-    return []
-
-
-def wait_for(lost: list[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not lost and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def test_a_silent_peer_is_lost_once(directory: RunDirectory, lost: list[str]) -> None:
-    launch_id = directory.launch().launch_id
-    publish(directory.heartbeat_file("trainer"), Heartbeat(launch_id=launch_id, at=time.time() - 60))
-    with Presence(directory, "runtime", "trainer", lost.append):
-        wait_for(lost, 10)
-        time.sleep(0.3)
-    assert len(lost) == 1
-    assert "the trainer has been silent for 6" in lost[0]
-
-
-def test_a_peer_that_lives_or_never_came_is_not_lost(directory: RunDirectory, lost: list[str]) -> None:
-    with Presence(directory, "runtime", "trainer", lost.append):
-        time.sleep(0.3)
-        publish(directory.heartbeat_file("trainer"), Heartbeat(launch_id=directory.launch().launch_id))
-        time.sleep(0.3)
-    assert lost == []
-
-
-def test_another_launch_in_the_directory_ends_this_one(directory: RunDirectory, lost: list[str]) -> None:
-    with Presence(directory, "runtime", "trainer", lost.append):
-        publish(directory.launch_file, Launch())
-        wait_for(lost, 10)
-    assert lost == ["another launch has taken over the run directory"]
-
-
-def test_an_exception_leaves_its_cause_and_the_state_failed(directory: RunDirectory, lost: list[str]) -> None:
-    with pytest.raises(PeerLost), Presence(directory, "trainer", "runtime", lost.append):
-        raise PeerLost("the runtime is gone")
-    failure, heartbeat = directory.failure(), directory.heartbeat("trainer")
-    assert failure and failure.cause == "the runtime is gone"
-    assert heartbeat and heartbeat.state == "failed"

@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
@@ -13,9 +12,10 @@ from skyrl_stack.launch.logs import print_logs
 from skyrl_stack.launch.runs import State, all_runs, look
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.launch.status import print_runs, print_status
-from skyrl_stack.presence import lost_peer, record_failure
+from skyrl_stack.presence import record_failure
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Endpoint, Heartbeat, Launch, Role, RunDirectory, publish
+from skyrl_stack.records import Endpoint, Heartbeat, Incarnation, Launch, publish
+from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import JobSection, LocalLauncher, SlurmLauncher
 
 JOB = JobSection(partition="test", time_limit="1:00:00", cpus=1, memory_gb=8)
@@ -85,14 +85,16 @@ def test_state_when_the_queue_has_forgotten_the_jobs(slurm: FakeSlurm, tmp_path:
     steps = [{"step": step, "data": {"timing_s/step": 1.0}} for step in (1, 2)]
     directory.metrics_file.write_text("".join(json.dumps(step) + "\n" for step in steps))
     assert state(directory) == "finished"
-    record_failure(directory, directory.launch().launch_id, "runtime", "the disk is full")
+    record_failure(directory, Incarnation.here(directory.launch().launch_id), "runtime", "the disk is full")
     assert state(directory) == "failed"
 
 
 def test_a_run_that_was_told_to_stop_has_not_failed(slurm: FakeSlurm, tmp_path: Path) -> None:
     directory = launched(tmp_path)
     queue(slurm, directory)
-    record_failure(directory, directory.launch().launch_id, "runtime", "stopped by SIGTERM", told_to_stop=True)
+    record_failure(
+        directory, Incarnation.here(directory.launch().launch_id), "runtime", "stopped by SIGTERM", told_to_stop=True
+    )
     assert state(directory) == "stopped"
 
 
@@ -158,23 +160,3 @@ def test_logs_of_both_roles_are_merged(slurm: FakeSlurm, tmp_path: Path, capsys:
     assert capsys.readouterr().out == "runtime | two\nruntime | three\ntrainer | step 1\ntrainer | no end\n"
     print_logs(directory, last=1, follow=True)
     assert capsys.readouterr().out == "runtime | three\ntrainer | no end\n"
-
-
-@pytest.mark.parametrize(
-    ("role_state", "age_s", "said"),
-    [("ready", 0, None), ("ended", 0, "ended"), ("failed", 0, "failed"), ("ready", 60, "silent for 60 s")],
-)
-def test_a_peer_counts_as_gone(tmp_path: Path, role_state: str, age_s: float, said: Any) -> None:
-    directory = launched(tmp_path)
-    assert lost_peer(directory, "trainer", 30) is None
-    beat(directory, "trainer", role_state, age_s)
-    reason = lost_peer(directory, "trainer", 30)
-    assert reason is None if said is None else said in str(reason)
-
-
-def test_a_peer_that_was_killed_is_gone_as_soon_as_its_job_says_so(tmp_path: Path) -> None:
-    directory = launched(tmp_path)
-    beat(directory, "trainer", "ready")
-    record_failure(directory, directory.launch().launch_id, "trainer", "killed by SIGKILL")
-    assert lost_peer(directory, "trainer", 30) == "the trainer failed"
-    assert lost_peer(directory, "runtime", 30) is None

@@ -14,7 +14,8 @@ from skyrl_stack.launch import processes
 from skyrl_stack.launch.runs import look
 from skyrl_stack.launch.stop import stop_run
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Heartbeat, Launch, RunDirectory, publish
+from skyrl_stack.records import Heartbeat, Launch, publish
+from skyrl_stack.run_directory import RunDirectory
 
 LAUNCHER = """
 import sys

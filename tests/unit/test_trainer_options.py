@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.profile import Profile, TrainerSection
-from skyrl_stack.run_directory import Launch, RunDirectory, publish
+from skyrl_stack.records import Launch, publish
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.trainer import options
 
 

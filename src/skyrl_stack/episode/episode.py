@@ -12,7 +12,8 @@ from skyrl_stack.episode.reward import reward
 from skyrl_stack.grading.grade import grade
 from skyrl_stack.grading.patch import REPOSITORY, extract_patch
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import RunDirectory, publish, write_atomic
+from skyrl_stack.records import publish, write_atomic
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.task import Task
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from skyrl_stack.errors import StackError
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import make_tasks
-from skyrl_stack.run_directory import RunDirectory, write_atomic
+from skyrl_stack.records import write_atomic
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.storage import cache_dir
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.catalogue import Artifact
-from skyrl_stack.run_directory import write_atomic
+from skyrl_stack.records import write_atomic
 
 INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 PUBLIC_INDEX = "https://pypi.org/simple"

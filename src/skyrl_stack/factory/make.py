@@ -19,7 +19,7 @@ from skyrl_stack.factory.rows import fix_of, make_row, recipe
 from skyrl_stack.factory.search import find_bugs
 from skyrl_stack.factory.suite import Suite
 from skyrl_stack.profile import TasksSection
-from skyrl_stack.run_directory import write_atomic
+from skyrl_stack.records import write_atomic
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.task import Task, read_tasks

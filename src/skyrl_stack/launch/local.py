@@ -13,8 +13,9 @@ from skyrl_stack.errors import PeerLost
 from skyrl_stack.launch.roles import POLL_S, RoleProcesses, signals_raise
 from skyrl_stack.launch.runs import claim
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import Launch, publish
 from skyrl_stack.report import read_steps
-from skyrl_stack.run_directory import Launch, Role, RunDirectory, publish
+from skyrl_stack.run_directory import Role, RunDirectory
 
 Say = Callable[[str], None]
 

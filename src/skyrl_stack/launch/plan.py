@@ -124,6 +124,9 @@ def _jobs(profile: Profile, launcher: SlurmLauncher) -> Iterator[Finding]:
             f"launcher.runtime.time_limit = {runtime.time_limit} ends before the trainer's {trainer.time_limit} does: "
             f"at least {trainer.time_limit} works",
         )
+    for role, job in (("runtime", runtime), ("trainer", trainer)):
+        if job.nodes > 1:
+            yield Finding("error", f"launcher.{role}.nodes = {job.nodes}: the {role} uses one node, so 1 works")
     yield from _gpus(profile, trainer)
     if runtime.gpus:
         yield Finding("warning", f"launcher.runtime.gpus = {runtime.gpus}: the runtime uses none")

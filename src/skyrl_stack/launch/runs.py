@@ -13,8 +13,9 @@ from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.client import Job
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import Failure, Launch, publish
 from skyrl_stack.report import Step, read_steps
-from skyrl_stack.run_directory import Failure, Launch, Role, RunDirectory, publish
+from skyrl_stack.run_directory import Role, RunDirectory
 
 ROLES: tuple[Role, Role] = ("runtime", "trainer")
 State = Literal["not started", "waiting", "running", "finished", "stopped", "failed", "lost", "unknown"]

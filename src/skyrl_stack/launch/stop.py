@@ -11,7 +11,8 @@ from skyrl_stack.launch import processes
 from skyrl_stack.launch.runs import ROLES, look
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name
-from skyrl_stack.run_directory import Launch, RunDirectory
+from skyrl_stack.records import Launch
+from skyrl_stack.run_directory import RunDirectory
 
 END_TIMEOUT_S = 90.0
 "Longer than a role's grace and Slurm's KillWait together."

@@ -12,7 +12,8 @@ from pathlib import Path
 from skyrl_stack.errors import PeerLost, SandboxLost, StackError
 from skyrl_stack.presence import Presence
 from skyrl_stack.profile import RuntimeSection
-from skyrl_stack.run_directory import Endpoint, RunDirectory, publish
+from skyrl_stack.records import Endpoint, publish, read_if_there
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -51,25 +52,27 @@ class Runtime:
                 raise PeerLost(self._lost)
 
     async def _serve(self, presence: Presence) -> None:
-        profile, launch = self.directory.profile(), self.directory.launch()
+        profile, me = self.directory.profile(), presence.me
         token = secrets.token_urlsafe(32)
-        endpoint_file = self.directory.endpoint_file("runtime")
+        endpoint_file = self.directory.endpoint_file("runtime", me.instance)
         provider = PodmanSandboxes(
-            launch.launch_id,
+            f"{me.launch_id}-{me.instance}.{me.restart}",  # Slurm may put two instances on one node
             image_stores=[image_store_path()],
             run_directory=str(self.directory.path),
             output_limit=profile.runtime.output_limit_kb * 1024,
             places=profile.runtime.max_sandboxes,
         )
-        async with provider as sandboxes, serving(sandboxes, _placed(profile.runtime), token) as url:
-            publish(endpoint_file, Endpoint(launch_id=launch.launch_id, url=url, token=token), mode=0o600)
+        async with provider as sandboxes, serving(sandboxes, _placed(profile.runtime), token) as served:
+            endpoint = Endpoint(**me.model_dump(), url=served.url, token=token)
+            publish(endpoint_file, endpoint, mode=0o600)
             try:
-                presence.ready()
-                LOG.info("ready at %s, for %d sandboxes", url, profile.runtime.max_sandboxes)
+                presence.ready(served.load)
+                LOG.info("ready at %s, for %d sandboxes", served.url, profile.runtime.max_sandboxes)
                 await self._until_stopped(sandboxes)
                 LOG.info("stopping: %s", self._lost or "asked to")
             finally:
-                endpoint_file.unlink(missing_ok=True)
+                if read_if_there(endpoint_file, Endpoint) == endpoint:
+                    endpoint_file.unlink(missing_ok=True)
 
     async def _until_stopped(self, sandboxes: PodmanSandboxes) -> None:
         while not self._stop.is_set():

@@ -7,7 +7,7 @@ from typing import Any, Self
 import httpx
 
 from skyrl_stack.errors import InfrastructureError, RuntimeUnavailable, SandboxLost
-from skyrl_stack.run_directory import Endpoint
+from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.wire import API_KEY, ERRORS, SESSION_KEY, BashOutput, BashRequest, RuntimeInfo, StartRequest
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
 

@@ -17,7 +17,7 @@ def control_plane(leases: Leases) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "sandboxes": len(leases)}
+        return {"status": "ok", **leases.load().model_dump()}
 
     @app.post("/start")
     async def start(body: StartRequest, request: Request) -> RuntimeInfo:

@@ -16,6 +16,7 @@ from typing import Literal, Self
 
 from skyrl_stack.errors import RuntimeUnavailable
 from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.records import Load
 from skyrl_stack.runtime.commands import Commands
 from skyrl_stack.runtime.wire import Conflict, RuntimeInfo, StartRequest, Unknown
 from skyrl_stack.sandbox.contract import SandboxSpec
@@ -87,6 +88,7 @@ class Leases:
         self._places = asyncio.Semaphore(section.max_sandboxes)
         self._leases: dict[str, Lease] = {}
         self._starting: set[str] = set()
+        self._waiting = 0
 
     async def __aenter__(self) -> Self:
         self._reaper = asyncio.create_task(self._reap())
@@ -100,6 +102,11 @@ class Leases:
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    def load(self) -> Load:
+        """How full the runtime is; one that is being started counts as alive."""
+        alive = len(self._leases) + len(self._starting) - self._waiting
+        return Load(capacity=self._section.max_sandboxes, alive=alive, waiting=self._waiting)
 
     def get(self, runtime_id: str) -> Lease:
         """The lease of a sandbox.
@@ -165,6 +172,7 @@ class Leases:
         return next(filter(matches, self._leases.values()), None)
 
     async def _take_place(self) -> None:
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._section.start_timeout_s):
                 await self._places.acquire()
@@ -173,6 +181,8 @@ class Leases:
                 f"no place for another sandbox within {self._section.start_timeout_s:g} s: "
                 f"runtime.max_sandboxes = {self._section.max_sandboxes} are alive"
             ) from error
+        finally:
+            self._waiting -= 1
 
     async def _create(self, request: StartRequest) -> Lease:
         section = self._section

@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 
 from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.records import Load
 from skyrl_stack.runtime.front import Front
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -62,9 +64,19 @@ def open_port(host: str) -> socket.socket:
     return place
 
 
+@dataclass(frozen=True)
+class Served:
+    """A runtime that answers."""
+
+    url: str
+    "Of the control plane."
+    load: Callable[[], Load]
+    "From any thread."
+
+
 @asynccontextmanager
-async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: str) -> AsyncIterator[str]:
-    """Serve both planes while the block runs; yields the control plane's URL. At its end every sandbox is removed."""
+async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: str) -> AsyncIterator[Served]:
+    """Serve both planes while the block runs. At its end every sandbox is removed."""
     place = open_port(section.host)
     port = place.getsockname()[1]
     leases = Leases(sandboxes, section, lambda: server.listen(section.host))
@@ -83,7 +95,7 @@ async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: st
     try:
         await server.ready.wait()
         async with leases:
-            yield f"http://{section.host}:{port}"
+            yield Served(f"http://{section.host}:{port}", leases.load)
     finally:
         server.should_exit = True
         await running

@@ -13,7 +13,8 @@ from pathlib import Path
 from skyrl_stack.errors import RunDirectoryError, StackError
 from skyrl_stack.presence import Presence
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import RunDirectory, write_atomic
+from skyrl_stack.records import write_atomic
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.tasks.task import read_tasks
 from skyrl_stack.trainer import cluster, dataset, options
 from skyrl_stack.trainer.checkpoints import steps_done

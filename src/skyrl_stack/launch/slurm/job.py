@@ -19,7 +19,8 @@ from skyrl_stack.launch.processes import LAUNCH_VARIABLE
 from skyrl_stack.launch.roles import POLL_S, Interrupted, RoleProcesses, signals_ignored, signals_raise
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name
-from skyrl_stack.presence import lost_peer, record_failure
+from skyrl_stack.presence import Watch, declare_gone, record_failure
+from skyrl_stack.records import Incarnation
 from skyrl_stack.run_directory import Role, RunDirectory
 
 QUEUE_POLL_S = 20.0
@@ -50,7 +51,8 @@ class RoleJob:
         self.role: Role = role
         self.peer: Role = PEER[role]
         self.launch_id = os.environ.get(LAUNCH_VARIABLE, "")
-        self.peer_timeout_s = directory.profile().run.peer_timeout_s
+        self.me = Incarnation.here(self.launch_id)
+        self._watch = Watch(directory, self.peer, directory.profile().run.peer_timeout_s)
         self._roles = RoleProcesses(directory, self.launch_id)
         self._started = time.monotonic()
         self._next_look = self._started + QUEUE_POLL_S
@@ -64,7 +66,13 @@ class RoleJob:
         """
         if self.directory.launch().launch_id != self.launch_id:
             raise RunDirectoryError(f"{self.directory.path}: belongs to another launch than the one of this job")
-        with signals_raise(), self._peer_released(), self._roles.nothing_left(), self._cause_recorded():
+        with (
+            signals_raise(),
+            self._peer_released(),
+            declare_gone(self.directory, self.role, self.me),
+            self._roles.nothing_left(),
+            self._cause_recorded(),
+        ):
             if self.role == "runtime" and not self.directory.tasks_file.is_file():
                 self._roles.make_tasks(attend=self._look_for_living_peer)
             process = self._roles.start(self.role, *(["--resume"] if resume else []))
@@ -80,7 +88,7 @@ class RoleJob:
     def _look_for_living_peer(self) -> None:
         """While the role itself does not run yet, and so does not watch its peer."""
         self._look_for_peer()
-        if self._has_met_peer and (reason := lost_peer(self.directory, self.peer, self.peer_timeout_s)):
+        if self._has_met_peer and (reason := self._watch.lost()):
             raise PeerLost(reason)
 
     def _look_for_peer(self) -> None:
@@ -116,10 +124,10 @@ class RoleJob:
             yield
         except Interrupted as error:
             cause = f"{error} (cancelled, or near its time limit)"
-            record_failure(self.directory, self.launch_id, self.role, cause, told_to_stop=True)
+            record_failure(self.directory, self.me, self.role, cause, told_to_stop=True)
             raise
         except StackError as error:
-            record_failure(self.directory, self.launch_id, self.role, str(error))
+            record_failure(self.directory, self.me, self.role, str(error))
             raise
 
     @contextmanager

@@ -11,7 +11,8 @@ from skyrl_stack.launch.runs import ROLES, claim
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name, render
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Launch, Role, RunDirectory, publish, write_atomic
+from skyrl_stack.records import Launch, publish, write_atomic
+from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import SlurmLauncher
 
 Say = Callable[[str], None]

@@ -11,7 +11,8 @@ from pathlib import Path
 import skyrl_stack
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.profile import Profile
-from skyrl_stack.run_directory import Endpoint, RunDirectory
+from skyrl_stack.records import Endpoint
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import Task, read_tasks
