@@ -52,9 +52,9 @@ class Cell:
         """
         runtime = require_podman()
         ids = namespaces.id_map()
-        environment = write_config(self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids)
         # crun refuses a machine that has cgroups of both versions; it does not look behind a mount.
         hide = (HYBRID_CGROUPS,) if runtime == "crun" and HYBRID_CGROUPS.is_dir() else ()
+        environment = write_config(self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids)
         storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
         service = ("podman", *storage, "system", "service", "--time=0", f"unix://{self.socket}")
         with self.log.open("ab") as log:

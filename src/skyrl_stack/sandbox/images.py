@@ -135,6 +135,8 @@ class ImageStore:
                     closing.callback(remove_private_directory, directory)
                     # Podman's database of containers insists on the run directory of the last writer, which is gone.
                     shutil.rmtree(self.path / "libpod", ignore_errors=True)
+                    for file in self.path.glob("db.sql*"):  # Podman 5's
+                        file.unlink()
                     self._cell = closing.enter_context(Cell(directory, graphroot=self.path))
                     self._closing = closing.pop_all()
             return self._cell

@@ -8,6 +8,7 @@ which is why this is a program of one thread and not a function of the server.
 
 Who is root in there, seen from outside:
     launched by root             uid 1879048192, and 65535 more: even root's sandboxes are rootless
+    by root of a container       that root, and every other id that the container has
     by a user of /etc/subuid     the user, and the user's sub-ids (by newuidmap, newgidmap)
     by any other user            the user alone
 """
@@ -23,12 +24,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from skyrl_stack.errors import SetupError
 
 ROOTS_FIRST_ID = 0x7000_0000
 "Above what useradd gives to users (to 600 100 000) and systemd to containers (to 0x6fffffff): nobody else is it."
 IDS = 65_536
+Kind = Literal["uid", "gid"]
 _PR_SET_PDEATHSIG = 1
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
@@ -55,9 +58,8 @@ def id_map() -> IdMap:
     """The widest map that the caller may use."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        wide = [(0, ROOTS_FIRST_ID, IDS)]
-        return IdMap(wide, wide) if _owns(ROOTS_FIRST_ID, IDS) else IdMap([(0, 0, 1)], [(0, gid, 1)])
-    users, groups = _sub_ids(Path("/etc/subuid"), uid), _sub_ids(Path("/etc/subgid"), uid)
+        return IdMap(_roots_ids("uid"), _roots_ids("gid"))
+    users, groups = _sub_ids("uid", uid), _sub_ids("gid", uid)
     if users and groups and shutil.which("newuidmap") and shutil.which("newgidmap"):
         return IdMap([(0, uid, 1), (1, *users)], [(0, gid, 1), (1, *groups)])
     return IdMap([(0, uid, 1)], [(0, gid, 1)])
@@ -78,14 +80,32 @@ def run(*argv: str | Path) -> tuple[int, str]:
         return process.wait(), output.strip().rpartition("\n")[2]
 
 
-def _owns(first: int, count: int) -> bool:
-    """Whether the ids exist here; in a container of a few ids they do not."""
-    rows = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    return any(int(row[0]) <= first and first + count <= int(row[0]) + int(row[2]) for row in rows)
+def outermost(kind: Kind) -> int:
+    """The id that root of this user namespace has outside of it."""
+    return next((outside for inside, outside, _ in _rows(kind) if inside == 0), 0)
 
 
-def _sub_ids(file: Path, uid: int) -> tuple[int, int] | None:
-    """(first, count) of the sub-ids that `file` gives to `uid`."""
+def _rows(kind: Kind) -> list[tuple[int, int, int]]:
+    """The ids of this user namespace, as in `IdMap`. Source: user_namespaces(7)."""
+    rows = [line.split() for line in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
+    return sorted((int(inside), int(outside), int(count)) for inside, outside, count in rows)
+
+
+def _exist(kind: Kind, first: int, count: int) -> bool:
+    return any(start <= first and first + count <= start + length for start, _, length in _rows(kind))
+
+
+def _roots_ids(kind: Kind) -> list[tuple[int, int, int]]:
+    """Ids of nobody where root is the machine's, and all ids there are where it is a container's."""
+    if _exist(kind, ROOTS_FIRST_ID, IDS):
+        return [(0, ROOTS_FIRST_ID, IDS)]
+    # A row has to lie within one run: the kernel does not join them.
+    return [(first, first, min(count, IDS - first)) for first, _, count in _rows(kind) if first < IDS]
+
+
+def _sub_ids(kind: Kind, uid: int) -> tuple[int, int] | None:
+    """(first, count) of the sub-ids that /etc/subuid or /etc/subgid gives to user `uid`."""
+    file = Path(f"/etc/sub{kind}")
     if not file.is_file():
         return None
     try:
@@ -93,19 +113,21 @@ def _sub_ids(file: Path, uid: int) -> tuple[int, int] | None:
     except KeyError:
         owners = {str(uid)}
     rows = [line.split(":") for line in file.read_text().splitlines()]
-    return next(((int(row[1]), int(row[2])) for row in rows if len(row) == 3 and row[0] in owners), None)
+    given = ((int(row[1]), int(row[2])) for row in rows if len(row) == 3 and row[0] in owners)
+    # In a container the file may speak of ids that do not exist there.
+    return next(((first, count) for first, count in given if _exist(kind, first, count)), None)
 
 
 def _write_map(pid: int, ids: IdMap) -> None:
     """Give the user namespace of `pid` its ids; runs outside of it, where the right to do so is."""
     for kind, rows in (("uid", ids.users), ("gid", ids.groups)):
-        if len(rows) > 1:
+        if len(rows) > 1 and os.geteuid() != 0:
             words = [str(number) for row in rows for number in row]
             subprocess.run([f"new{kind}map", str(pid), *words], check=True)
             continue
         if kind == "gid" and os.geteuid() != 0:
             Path(f"/proc/{pid}/setgroups").write_text("deny")
-        Path(f"/proc/{pid}/{kind}_map").write_text(" ".join(map(str, rows[0])))
+        Path(f"/proc/{pid}/{kind}_map").write_text("\n".join(" ".join(map(str, row)) for row in rows))
 
 
 def _become_root_of_namespaces() -> None:

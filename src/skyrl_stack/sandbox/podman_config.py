@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.sandbox.namespaces import IdMap
+from skyrl_stack.sandbox.namespaces import IdMap, outermost
 
 HYBRID_CGROUPS = Path("/sys/fs/cgroup/unified")
 _LIBEXEC = ("/usr/libexec/podman", "/usr/local/libexec/podman", "/usr/lib/podman", "/usr/local/lib/podman")
@@ -63,8 +63,8 @@ def write_config(directory: Path, *, runtime: str, graphroot: Path, ids: IdMap) 
         # Podman finds itself root of a user namespace, as after its own re-exec: rootless, and without the pause
         # process by which it would otherwise join other invocations.
         "_CONTAINERS_USERNS_CONFIGURED": "done",
-        "_CONTAINERS_ROOTLESS_UID": str(ids.root[0]),
-        "_CONTAINERS_ROOTLESS_GID": str(ids.root[1]),
+        "_CONTAINERS_ROOTLESS_UID": str(ids.root[0] or outermost("uid")),  # 0 would mean: not rootless
+        "_CONTAINERS_ROOTLESS_GID": str(ids.root[1] or outermost("gid")),
         "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
     }
 
