@@ -48,11 +48,11 @@ class Process:
         return dict(variable.split("=", 1) for variable in variables if "=" in variable)
 
     @property
-    def counts_like_us(self) -> bool:
-        """Whether a process id means the same to it as to this process."""
+    def pid_namespace(self) -> str:
+        """The namespace in which process ids mean what they mean to it."""
         with suppress(OSError):
-            return (self.entry / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
-        return False
+            return str((self.entry / "ns/pid").readlink())
+        return ""
 
     def has_open_below(self, directory: Path) -> bool:
         """Whether it has a file open in `directory` or below it."""

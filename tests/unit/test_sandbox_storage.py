@@ -54,6 +54,12 @@ def test_an_owner_is_a_process_and_not_a_number(change: dict[str, object]) -> No
     assert not Owner.this_process("x").model_copy(update=change).is_alive
 
 
+def test_an_owner_in_a_container_is_not_taken_for_dead() -> None:
+    change = {"pid": 2**22 + 1, "pid_namespace": "pid:[1]"}
+    assert Owner.this_process("x").model_copy(update=change).is_alive
+    assert not Owner.this_process("x").model_copy(update=change | {"boot_id": "another boot"}).is_alive
+
+
 def test_a_deep_temporary_directory_has_no_room_for_sockets(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(temporary / ("deep" * 20)))
     assert storage.private_root() == Path("/tmp")

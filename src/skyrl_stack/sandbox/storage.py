@@ -36,17 +36,28 @@ class Owner(BaseModel):
     started: int
     "Clock ticks between boot and the start of the process."
     boot_id: str
+    pid_namespace: str
     run_directory: str = ""
 
     @classmethod
     def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
-        pid = os.getpid()
-        started = Process(pid).started or 0
-        return cls(launch_id=launch_id, pid=pid, started=started, boot_id=_boot_id(), run_directory=run_directory)
+        me = Process(os.getpid())
+        return cls(
+            launch_id=launch_id,
+            pid=me.pid,
+            started=me.started or 0,
+            boot_id=_boot_id(),
+            pid_namespace=me.pid_namespace,
+            run_directory=run_directory,
+        )
 
     @property
     def is_alive(self) -> bool:
-        return self.boot_id == _boot_id() and Process(self.pid).started == self.started
+        """Whether it is, or may be: of a container's processes only the container knows."""
+        if self.boot_id != _boot_id():
+            return False
+        elsewhere = self.pid_namespace != Process(os.getpid()).pid_namespace
+        return elsewhere or Process(self.pid).started == self.started
 
 
 def _boot_id() -> str:

@@ -87,7 +87,8 @@ def _orphan_of(process: Process) -> str | None:
     launch_id = process.environment.get("SKYRL_LAUNCH_ID")
     launcher = process.environment.get("SKYRL_LAUNCHER_PID", "")
     started = process.started
-    if not launch_id or not launcher.isdigit() or not process.counts_like_us or started is None:
+    counts_like_us = process.pid_namespace == Process(os.getpid()).pid_namespace
+    if not launch_id or not launcher.isdigit() or not counts_like_us or started is None:
         return None
     launcher_started = Process(int(launcher)).started
     return launch_id if launcher_started is None or launcher_started > started else None
