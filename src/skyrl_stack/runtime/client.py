@@ -1,6 +1,8 @@
 """The runtime's client: sandboxes as `SandboxProvider` and `Sandbox` define them, on another machine perhaps."""
 
+import asyncio
 import secrets
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +29,10 @@ class RuntimeClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._url = endpoint.url
         self._headers = {API_KEY: endpoint.token}
+        self.open = 0
+        "Sandboxes started, or being started, and not stopped."
+        self._calls: set[asyncio.Future[httpx.Response]] = set()
+        self._abandoned: str | None = None
         # No proxy: the runtime is on this machine or this cluster. Connections are dropped before the server would.
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -45,10 +51,27 @@ class RuntimeClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def start(self, spec: SandboxSpec) -> "RemoteSandbox":
-        """See `SandboxProvider.start`."""
-        body = StartRequest(session_id=secrets.token_hex(16), **spec.model_dump(exclude_none=True))
-        answer = await self.control("POST", "/start", body.model_dump(exclude_none=True), timeout_s=_START_TIMEOUT_S)
+    async def abandon(self, why: str) -> None:
+        """The runtime is lost: calls under way and calls to come are answered so at once."""
+        self._abandoned = why
+        for call in self._calls:
+            call.cancel()
+        await self.close()
+
+    async def start(self, spec: SandboxSpec, *, wait_s: float | None = None) -> "RemoteSandbox":
+        """See `SandboxProvider.start`. `wait_s` is how long to wait for a place; None leaves it to the runtime.
+
+        Raises:
+            Full: no place became free in time.
+        """
+        body = StartRequest(session_id=secrets.token_hex(16), wait_s=wait_s, **spec.model_dump(exclude_none=True))
+        self.open += 1
+        try:
+            request = body.model_dump(exclude_none=True)
+            answer = await self.control("POST", "/start", request, timeout_s=_START_TIMEOUT_S)
+        except BaseException:
+            self.open -= 1
+            raise
         return RemoteSandbox(self, RuntimeInfo.model_validate(answer))
 
     async def control(
@@ -65,11 +88,22 @@ class RuntimeClient:
             RuntimeUnavailable: no answer, or one that is no error of ours.
             Exception: the error that the answer names, of `wire.ERRORS`.
         """
+        if self._abandoned:
+            raise RuntimeUnavailable(self._abandoned)
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+        call = asyncio.ensure_future(self._http.request(method, url, timeout=timeout, **request))
+        self._calls.add(call)
         try:
-            timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
-            answer = await self._http.request(method, url, timeout=timeout, **request)
+            answer = await call
         except httpx.HTTPError as error:
             raise RuntimeUnavailable(f"runtime at {url}: {type(error).__name__}: {error}") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not self._abandoned or (task and task.cancelling()):
+                raise
+            raise RuntimeUnavailable(self._abandoned) from error
+        finally:
+            self._calls.discard(call)
         if answer.is_success:
             return answer
         raise _named_error(answer)
@@ -83,6 +117,7 @@ class RemoteSandbox:
         self._runtime = runtime
         self._info = info
         self._headers = {SESSION_KEY: info.session_api_key}
+        self._is_open = True
 
     async def run(
         self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
@@ -108,10 +143,10 @@ class RemoteSandbox:
 
     async def stop(self) -> None:
         """See `Sandbox.stop`."""
-        try:
+        if self._is_open:
+            self._is_open, self._runtime.open = False, self._runtime.open - 1
+        with suppress(LookupError, InfrastructureError):  # gone already, or it goes when its lease or its runtime ends
             await self._runtime.control("POST", "/stop", {"runtime_id": self.id})
-        except (LookupError, InfrastructureError):
-            return  # gone already, or it goes when its lease or its runtime ends
 
     async def _call(
         self, method: str, path: str, *, timeout_s: float = _CALL_TIMEOUT_S, **request: Any
@@ -124,11 +159,13 @@ class RemoteSandbox:
             raise
 
     async def _require_alive(self, error: RuntimeUnavailable) -> None:
-        """Tell a sandbox that is gone, whose port nobody answers any more, from a runtime that is."""
+        """Tell a call that failed from a sandbox that is gone, alone or with its runtime."""
         try:
             await self._runtime.control("GET", f"/sessions/{self._info.session_id}")
         except LookupError:
             raise SandboxLost(f"sandbox {self.id} was stopped, or its lease ended") from error
+        except RuntimeUnavailable:
+            raise SandboxLost(f"sandbox {self.id} is lost with its runtime: {error}") from error
 
 
 def _named_error(answer: httpx.Response) -> Exception:

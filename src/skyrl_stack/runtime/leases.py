@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
-from skyrl_stack.errors import RuntimeUnavailable
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Load
 from skyrl_stack.runtime.commands import Commands
-from skyrl_stack.runtime.wire import Conflict, RuntimeInfo, StartRequest, Unknown
+from skyrl_stack.runtime.wire import Conflict, Full, RuntimeInfo, StartRequest, Unknown
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
 
@@ -138,7 +137,7 @@ class Leases:
 
         Raises:
             Conflict: the session is being started by another call.
-            RuntimeUnavailable: no place became free in time.
+            Full: no place became free in time.
             SandboxStartFailed: Podman refused.
         """
         if existing := self._find(lambda lease: lease.session_id == request.session_id):
@@ -147,7 +146,7 @@ class Leases:
             raise Conflict(f"session {request.session_id} is being started")
         self._starting.add(request.session_id)
         try:
-            await self._take_place()
+            await self._take_place(request.wait_s or self._section.start_timeout_s)
             try:
                 lease = await self._create(request)
             except BaseException:
@@ -171,14 +170,15 @@ class Leases:
     def _find(self, matches: Callable[[Lease], bool]) -> Lease | None:
         return next(filter(matches, self._leases.values()), None)
 
-    async def _take_place(self) -> None:
+    async def _take_place(self, wait_s: float) -> None:
+        wait_s = min(wait_s, self._section.start_timeout_s)
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._section.start_timeout_s):
+            async with asyncio.timeout(wait_s):
                 await self._places.acquire()
         except TimeoutError as error:
-            raise RuntimeUnavailable(
-                f"no place for another sandbox within {self._section.start_timeout_s:g} s: "
+            raise Full(
+                f"no place for another sandbox within {wait_s:g} s: "
                 f"runtime.max_sandboxes = {self._section.max_sandboxes} are alive"
             ) from error
         finally:

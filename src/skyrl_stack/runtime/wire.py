@@ -28,6 +28,10 @@ class Unknown(LookupError):
     """No such sandbox, session or command."""
 
 
+class Full(RuntimeUnavailable):
+    """No place became free in time."""
+
+
 STATUSES: dict[type[Exception], int] = {
     NotRight: 400,
     Unknown: 404,
@@ -35,6 +39,7 @@ STATUSES: dict[type[Exception], int] = {
     Conflict: 409,
     SandboxLost: 410,
     SandboxStartFailed: 422,
+    Full: 503,
     RuntimeUnavailable: 503,
 }
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in STATUSES}
@@ -54,6 +59,8 @@ class StartRequest(_Body):
     "Ours: taken as it is, and before `working_dir`."
     environment: dict[str, str] = Field(default_factory=dict)
     lease_s: float | None = Field(default=None, gt=0)
+    wait_s: float | None = Field(default=None, gt=0)
+    "How long to wait for a place, `runtime.start_timeout_s` at most."
     cpus: float | None = Field(default=None, gt=0)
     memory_mb: int | None = Field(default=None, ge=16)
     pids: int | None = Field(default=None, ge=16)

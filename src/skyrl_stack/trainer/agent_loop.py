@@ -15,10 +15,10 @@ from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.episode.record import Episode
-from skyrl_stack.errors import ModelUnavailable, RuntimeUnavailable, attribute
+from skyrl_stack.errors import ModelUnavailable, attribute
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.runtime.dispatch import Runtimes
 from skyrl_stack.tasks.task import Task, read_tasks
 
 
@@ -30,10 +30,7 @@ class Surroundings:
         self.profile: Profile = directory.profile()
         self.tasks: dict[str, Task] = {task.instance_id: task for task in read_tasks(directory.tasks_file)}
         self.places = asyncio.Semaphore(self.profile.trainer.concurrent_episodes)
-        endpoint = directory.endpoint("runtime")
-        if endpoint is None:
-            raise RuntimeUnavailable(f"{directory.endpoint_file('runtime')}: the runtime has no endpoint any more")
-        self.runtime = RuntimeClient(endpoint)
+        self.sandboxes = Runtimes(directory)
 
 
 @cache
@@ -94,7 +91,7 @@ class EpisodeLoop(AgentLoopBase):
                 shared.tasks[row["instance_id"]],
                 policy=policy,
                 tokenizer=tokenizer,
-                sandboxes=shared.runtime,
+                sandboxes=shared.sandboxes,
                 profile=shared.profile,
                 directory=shared.directory,
                 step=int(row["global_steps"]),
