@@ -4,15 +4,14 @@ Imports of the commands are inside them: `--help` must not wait for what a comma
 """
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from skyrl_stack import __version__
-from skyrl_stack.errors import StackError
+from skyrl_stack.cli_errors import one_line_errors
+from skyrl_stack.cli_tasks import tasks
 
 if TYPE_CHECKING:
     from skyrl_stack.run_directory import RunDirectory
@@ -24,24 +23,13 @@ OVERRIDES = click.option(
 RUN = click.argument("run_dir", type=RUN_DIRECTORY, required=False)
 
 
-def one_line_errors[**P, R](command: Callable[P, R]) -> Callable[P, R]:
-    """A `StackError` is one line and exit code 1; anything else is a bug and shows its traceback."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except StackError as error:
-            click.echo(f"skyrl-stack: {error}", err=True)
-            sys.exit(1)
-
-    return wrapped
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Reinforcement learning of coding agents: rootless sandboxes, real tests, verl."""
+
+
+main.add_command(tasks)
 
 
 @main.command()

@@ -8,8 +8,10 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -96,11 +98,18 @@ def publish(path: Path, record: BaseModel, *, mode: int = 0o644) -> None:
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a draft beside `path`, flush it to disk, rename it into place."""
+    with draft_of(path, mode=mode) as draft:
+        draft.write(data)
+
+
+@contextmanager
+def draft_of(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when the block has ended well, and is gone otherwise."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -31,6 +31,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (["launch", "local", "--run-dir", "."], "add --resume"),
         (["report"], ".skyrl_jobs: no run there"),
         (["report", "."], "not a run directory"),
+        (["tasks", "list", "absent.jsonl"], "absent.jsonl: no such task file"),
+        (["tasks", "import", "absent.jsonl", "tasks.jsonl"], "absent.jsonl: no such file or directory"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_1(tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -1,6 +1,5 @@
 """Rows: turns a bug and what its tests said into a task with the columns that swebench grades."""
 
-import difflib
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,8 +8,8 @@ from typing import Any
 from skyrl_stack.factory.candidates import Candidate
 from skyrl_stack.factory.catalogue import Project
 from skyrl_stack.factory.effects import Effect
-from skyrl_stack.factory.mutation import lines_of
 from skyrl_stack.factory.repository import MOMENT
+from skyrl_stack.tasks.diff import diff_of
 from skyrl_stack.tasks.task import Task
 
 REPOSITORY = "/testbed"
@@ -57,15 +56,7 @@ def eval_script(project: Project, files: Sequence[str], commit: str) -> str:
 
 def fix_of(candidate: Candidate) -> str:
     """The gold patch: from the buggy file to the sound one."""
-    return f"diff --git a/{candidate.file} b/{candidate.file}\n" + "".join(
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-        for line in difflib.unified_diff(
-            lines_of(candidate.buggy),
-            lines_of(candidate.sound),
-            f"a/{candidate.file}",
-            f"b/{candidate.file}",
-        )
-    )
+    return diff_of(candidate.file, candidate.buggy, candidate.sound)
 
 
 def recipe(project: Project, *, files: Sequence[str], commit: str, image: str) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skyrl_stack.errors import StackError
+
+EXACT = "r2e-gym"
+"The `log_parser` of tasks that are graded by `expected_output`, which swebench does not know."
 
 
 class TaskError(StackError):
@@ -29,13 +33,27 @@ class Task(BaseModel):
     problem_statement: str
     patch: str
     test_patch: str = ""
-    FAIL_TO_PASS: tuple[str, ...] = Field(min_length=1)
-    PASS_TO_PASS: tuple[str, ...]
+    FAIL_TO_PASS: tuple[str, ...] = ()
+    PASS_TO_PASS: tuple[str, ...] = ()
     eval_script: str
     log_parser: str
     eval_type: str = "pass_and_fail"
     canary: str = ""
-    "Id of a test that must fail, or the report is not believed. Ours; swebench ignores it."
+    "Id of a test that must fail, or the report is not believed. This column and those below are ours."
+    expected_output: dict[str, str] = Field(default_factory=dict)
+    "Status of every test, as R2E-Gym grades: all must be as here, and no other may be there. Empty elsewhere."
+    setup: str = ""
+    "Script that each sandbox of the task runs first, such as one that puts in the bug that an image lacks."
+    hidden: tuple[str, ...] = ()
+    "Absolute paths of the image that are taken away before the agent comes: tests it must not see."
+    has_history: bool = False
+    "Whether the image's repository holds commits besides the one to start from; they are taken away, too."
+
+    @model_validator(mode="after")
+    def _can_be_graded(self) -> Self:
+        if not self.FAIL_TO_PASS and not self.expected_output:
+            raise ValueError("no test that the fix makes pass (FAIL_TO_PASS)")
+        return self
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
@@ -51,5 +69,14 @@ def read_tasks(path: Path) -> Iterator[Task]:
             try:
                 yield Task.model_validate(json.loads(line))
             except (json.JSONDecodeError, ValidationError) as error:
-                first = str(error).splitlines()[0]
-                raise TaskError(f"{path}:{number}: not a task: {first}") from error
+                raise TaskError(f"{path}:{number}: not a task: {reason_of(error)}") from error
+
+
+def reason_of(error: json.JSONDecodeError | ValidationError) -> str:
+    """What is wrong with a row, on one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,72 @@
+"""The `skyrl-stack tasks` commands: parse, call, print, as `cli.py` does for the others."""
+
+from pathlib import Path
+
+import click
+
+from skyrl_stack.cli_errors import one_line_errors
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.group()
+def tasks() -> None:
+    """Task files: import data sets, make tasks, look at them, split them, verify them."""
+
+
+@tasks.command("import")
+@click.argument("source")
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--split", default="train", show_default=True, help="Part of a data set, or of a directory.")
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many tasks.")
+@one_line_errors
+def import_(source: str, target: Path, split: str, limit: int | None) -> None:
+    """Write the tasks of SOURCE, a .parquet or .jsonl file, a directory of them or a Hub name, to TARGET.
+
+    Known: SWE-bench (also Verified and Lite), SWE-Gym, SWE-smith, R2E-Gym, SWE-rebench and SWE-bench-extra.
+    """
+    from skyrl_stack.tasks.imports import import_tasks
+
+    for line in import_tasks(source, target, split=split, limit=limit, say=click.echo).lines():
+        click.echo(line)
+
+
+@tasks.command("list")
+@FILE
+@one_line_errors
+def list_(file: Path) -> None:
+    """A line for each task of FILE: its tests, its image and what `verify` said of it."""
+    from skyrl_stack.tasks.listing import print_tasks
+
+    print_tasks(file)
+
+
+@tasks.command()
+@FILE
+@click.argument("instance_id")
+@click.option("--script", is_flag=True, help="Only the eval script.")
+@click.option("--patch", is_flag=True, help="Only the gold patch.")
+@one_line_errors
+def show(file: Path, instance_id: str, script: bool, patch: bool) -> None:
+    """One task of FILE: its problem, its tests, how it is graded and its gold patch."""
+    from skyrl_stack.tasks.listing import find_task, print_task
+
+    task = find_task(file, instance_id)
+    if script or patch:
+        click.echo((task.eval_script if script else "") + (task.patch if patch else ""), nl=False)
+    else:
+        print_task(task)
+
+
+@tasks.command()
+@FILE
+@click.option("--holdout", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True))
+@click.option("--by", type=click.Choice(["task", "repo"]), default="task", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@one_line_errors
+def split(file: Path, holdout: float, by: str, seed: int) -> None:
+    """Two parts of FILE beside it, .train and .holdout; a repository is never torn apart with --by repo."""
+    from skyrl_stack.tasks.parts import split_tasks
+
+    for path, count in split_tasks(file, holdout=holdout, by=by, seed=seed).items():
+        click.echo(f"{path}: {count} tasks")
