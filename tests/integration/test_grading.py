@@ -10,7 +10,7 @@ import pytest
 from skyrl_stack.errors import GradingFailed
 from skyrl_stack.grading.apply import apply_patch
 from skyrl_stack.grading.grade import Grade, grade
-from skyrl_stack.grading.patch import extract_patch
+from skyrl_stack.grading.patch import Start, extract_patch
 from skyrl_stack.sandbox.contract import Sandbox, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -55,7 +55,7 @@ class Bench:
             for command in commands:
                 result = await sandbox.run(command)
                 assert result.exit_code == 0, result.stderr
-            return await extract_patch(sandbox, task)
+            return await extract_patch(sandbox, task, Start(task.base_commit))
         finally:
             await sandbox.stop()
 

@@ -10,12 +10,13 @@ from skyrl_stack.agent.tokens import Tokenizer, Trajectory
 from skyrl_stack.episode.record import Episode, Notes
 from skyrl_stack.episode.reward import reward
 from skyrl_stack.grading.grade import grade
-from skyrl_stack.grading.patch import REPOSITORY, extract_patch
+from skyrl_stack.grading.patch import Start, extract_patch
+from skyrl_stack.grading.start import hand_over
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import publish, write_atomic
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import Sandbox, SandboxProvider, SandboxSpec
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
 LEASE_MARGIN_S = 60.0
 
@@ -40,11 +41,11 @@ async def run_episode(
     """
     notes = Notes(task, step=step, repetition=repetition)
     try:
-        async with _sandbox(task, sandboxes, profile, notes) as sandbox:
+        async with _sandbox(task, sandboxes, profile, notes) as (sandbox, start):
             trajectory = await _attempt(task, sandbox, policy, tokenizer, profile, notes)
             write_atomic(directory.trajectory_file(notes.id), trajectory.model_dump_json().encode())
             with notes.timed("patch"):
-                patch = await extract_patch(sandbox, task)
+                patch = await extract_patch(sandbox, task, start)
             notes.add(patch=patch)
         with notes.timed("grade"):
             verdict = await grade(task, patch, sandboxes, timeout_s=profile.grading.timeout_s, limits=profile.runtime)
@@ -83,7 +84,9 @@ async def _attempt(
 
 
 @asynccontextmanager
-async def _sandbox(task: Task, sandboxes: SandboxProvider, profile: Profile, notes: Notes) -> AsyncIterator[Sandbox]:
+async def _sandbox(
+    task: Task, sandboxes: SandboxProvider, profile: Profile, notes: Notes
+) -> AsyncIterator[tuple[Sandbox, Start]]:
     """The sandbox that the policy works in; it is stopped even while the episode is being cancelled."""
     sizes = profile.runtime
     spec = SandboxSpec(
@@ -99,7 +102,9 @@ async def _sandbox(task: Task, sandboxes: SandboxProvider, profile: Profile, not
     with notes.timed("start"):
         sandbox = await sandboxes.start(spec)
     try:
-        yield sandbox
+        with notes.timed("start"):
+            start = await hand_over(sandbox, task)
+        yield sandbox, start
     finally:
         stopping = asyncio.ensure_future(sandbox.stop())
         await asyncio.shield(stopping)

@@ -67,12 +67,12 @@ class Notes:
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """The time of the block is that of `stage`."""
+        """The time of the block counts as that of `stage`."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[stage] = time.monotonic() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
 
     def episode(self) -> Episode:
         """The record, as far as it goes."""

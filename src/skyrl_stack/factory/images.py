@@ -14,8 +14,9 @@ from pathlib import Path
 
 from skyrl_stack.factory.catalogue import Artifact, Project
 from skyrl_stack.factory.index import fetch
-from skyrl_stack.factory.rows import REPOSITORY, REQUIREMENTS
+from skyrl_stack.factory.rows import REQUIREMENTS
 from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.tasks.task import REPOSITORY
 
 # Compiled here once, since tests run with PYTHONDONTWRITEBYTECODE in sandboxes that start from scratch.
 WITH_REQUIREMENTS = f"""\

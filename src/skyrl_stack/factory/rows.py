@@ -10,9 +10,8 @@ from skyrl_stack.factory.catalogue import Project
 from skyrl_stack.factory.effects import Effect
 from skyrl_stack.factory.repository import MOMENT
 from skyrl_stack.tasks.diff import diff_of
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
-REPOSITORY = "/testbed"
 REQUIREMENTS = "/opt/requirements"
 CANARY = "test_must_fail.py"
 LOG_PARSER = "parse_log_pytest_v2"

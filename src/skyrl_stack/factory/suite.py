@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from skyrl_stack.factory.rows import REPOSITORY
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.script import run_script
 from skyrl_stack.tasks.evaluation import specification, statuses
+from skyrl_stack.tasks.task import REPOSITORY
 
 TIMEOUT_S = 120.0
 "Wall time of one run; a bug that loops for ever makes no task."

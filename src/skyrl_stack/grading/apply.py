@@ -4,10 +4,10 @@ import re
 import secrets
 import shlex
 
-from skyrl_stack.grading.patch import CLEAN, REPOSITORY, TIMEOUT_S
+from skyrl_stack.grading.patch import CLEAN, TIMEOUT_S
 from skyrl_stack.grading.protected import protected_pathspecs
 from skyrl_stack.sandbox.contract import Sandbox
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
 WAYS = (
     "git apply --verbose",
@@ -17,17 +17,27 @@ WAYS = (
 )
 "Source: swebench 5, harness/run_evaluation.py: GIT_APPLY_CMDS, with its clean-up between them and its last check."
 
+# What git does not know and yet decides how tests run, the image's hidden tests first, comes back as it was.
 APPLY = """
 cd {repository}
 apply() {{
     {ways}
     git apply --check --reverse {file}
 }}
-clean() {{ git checkout --quiet -- . ; git clean --quiet -fd; }}
+mapfile -d '' -t given < <(git ls-files --others --exclude-standard --directory -z)
+given=("${{given[@]%/}}")
+clean() {{ git checkout --quiet -- . ; git clean --quiet -fd -- . "${{given[@]/#/:(exclude,literal)}}"; }}
+{{
+    git ls-files --others -z -- {protected}
+    for path in {hidden}; do [ ! -e "$path" ] || printf '%s\\0' "$path"; done
+}} > {file}.kept
+tar --create --absolute-names --null --files-from={file}.kept --file={file}.tar || exit 1
 apply || exit 1
 git reset --quiet
+rm -rf -- {hidden}
 git clean --quiet -fdx -- {protected}
 git diff -z --name-only HEAD -- {protected} | xargs --null --no-run-if-empty git checkout --quiet HEAD --
+tar --extract --absolute-names --file={file}.tar
 """
 _HEADER = r"(?:\+\+\+|---|\*\*\*|Index:|diff --git|(?:rename|copy) to)"
 _GIT_DIRECTORY = re.compile(rf"^{_HEADER}\s(?:.*[\s/\"])?\.git(?:[/\s]|$)", re.MULTILINE | re.IGNORECASE)
@@ -51,6 +61,7 @@ async def apply_patch(sandbox: Sandbox, task: Task, patch: str) -> bool:
         file=file,
         ways="\n    clean\n    ".join(f"{way} {file} && return" for way in WAYS),
         protected=shlex.join(protected_pathspecs(task)),
+        hidden=shlex.join(task.hidden),
     )
     done = await sandbox.run(CLEAN + shlex.quote(script), timeout_s=TIMEOUT_S)
     return done.exit_code == 0

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxLost, SandboxStartFailed
 from skyrl_stack.grading.apply import apply_patch, enters_git_directory
-from skyrl_stack.grading.verdict import is_forged, report_of
+from skyrl_stack.grading.start import set_up
+from skyrl_stack.grading.verdict import Tally, judge
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.script import ScriptRun, run_script
@@ -37,15 +38,6 @@ Reason = Literal[
     "TestsDidNotRun",  # but do so without the patch
     "ReportForged",
 ]
-
-
-class Tally(BaseModel):
-    """How many of the tests of one kind passed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    passed: int = 0
-    total: int = 0
 
 
 class Grade(BaseModel):
@@ -118,6 +110,7 @@ class _Trial:
         """
         sandbox = await self.sandboxes.start(self.spec)
         try:
+            await set_up(sandbox, self.task)
             if patch and not await apply_patch(sandbox, self.task, patch):
                 return Grade(resolved=False, reason="PatchDoesNotApply")
             script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
@@ -138,18 +131,13 @@ class _Trial:
 def _judge(task: Task, run: ScriptRun) -> Grade | None:
     if run.timed_out:
         return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
-    report = report_of(task, run.log)
-    if "tests_status" not in report:  # swebench found no results that it trusts
+    verdict = judge(task, run.log)
+    if verdict is None:
         return None
-    forged = report["resolved"] and is_forged(task, run.log)
     return Grade(
-        resolved=report["resolved"] and not forged,
-        reason="ReportForged" if forged else "Resolved" if report["resolved"] else "TestsFailed",
+        resolved=verdict.resolved,
+        reason="ReportForged" if verdict.forged else "Resolved" if verdict.resolved else "TestsFailed",
         patch_applied=True,
-        fail_to_pass=_tally(report["tests_status"]["FAIL_TO_PASS"]),
-        pass_to_pass=_tally(report["tests_status"]["PASS_TO_PASS"]),
+        fail_to_pass=verdict.fail_to_pass,
+        pass_to_pass=verdict.pass_to_pass,
     )
-
-
-def _tally(cases: dict[str, list[str]]) -> Tally:
-    return Tally(passed=len(cases["success"]), total=len(cases["success"]) + len(cases["failure"]))

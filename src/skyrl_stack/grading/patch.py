@@ -2,12 +2,12 @@
 
 import secrets
 import shlex
+from dataclasses import dataclass
 
 from skyrl_stack.grading.protected import protected_pathspecs
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
-REPOSITORY = "/testbed"
 TIMEOUT_S = 120.0
 LARGEST_FILE_MB = 4
 "Larger files are results of a run, not parts of a fix."
@@ -49,8 +49,18 @@ CLEAN = (
 )
 
 
-async def extract_patch(sandbox: Sandbox, task: Task) -> str:
-    """The changes of the working tree against `task.base_commit`, committed or not, with new and binary files.
+@dataclass(frozen=True)
+class Start:
+    """What the agent was given."""
+
+    commit: str
+    "The only one of its repository."
+    untracked: tuple[str, ...] = ()
+    "Paths that the image's repository does not know, an environment for one: no part of any patch."
+
+
+async def extract_patch(sandbox: Sandbox, task: Task, start: Start) -> str:
+    """The changes of the working tree against `start`, committed or not, with new and binary files.
 
     Without what .gitignore names, leftovers of runs, nested repositories' own files, and all that is protected.
     For the end of an episode: it unwraps nested repositories. Empty where the agent destroyed the repository, for
@@ -60,20 +70,21 @@ async def extract_patch(sandbox: Sandbox, task: Task) -> str:
         SandboxLost: the sandbox is gone.
     """
     try:
-        return (await _extract(sandbox, task, attributes="")).decode()
+        return (await _extract(sandbox, task, start, attributes="")).decode()
     except UnicodeDecodeError:
-        return (await _extract(sandbox, task, attributes="-diff")).decode("ascii")  # every file as base 85
+        return (await _extract(sandbox, task, start, attributes="-diff")).decode("ascii")  # every file as base 85
 
 
-async def _extract(sandbox: Sandbox, task: Task, *, attributes: str) -> bytes:
+async def _extract(sandbox: Sandbox, task: Task, start: Start, *, attributes: str) -> bytes:
     directory = f"/tmp/patch-{secrets.token_hex(8)}"
+    given = [f":(top,exclude,literal){path}" for path in start.untracked]
     script = EXTRACT.format(
         repository=REPOSITORY,
         directory=directory,
-        commit=shlex.quote(task.base_commit),
+        commit=shlex.quote(start.commit),
         attributes=attributes,
         leftovers=shlex.join(LEFTOVERS),
-        excluded=shlex.join(protected_pathspecs(task, exclude=True)),
+        excluded=shlex.join([*protected_pathspecs(task, exclude=True), *given]),
         largest=LARGEST_FILE_MB,
     )
     # Its own shell: aliases and functions of the agent's are not there.

@@ -1,6 +1,6 @@
 """Protected files: what decides how the tests run, which a patch can therefore not change."""
 
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
 CONFIGURATION = (
     "conftest.py",
@@ -14,6 +14,9 @@ CONFIGURATION = (
 )
 "Files that pytest takes plugins and options from, in any directory."
 
+SHADOWS = ("sitecustomize.py", "usercustomize.py", "pytest.py", "_pytest", "pluggy", "pluggy.py", "py.py", "xdist")
+"Modules that Python would import from the repository's top in place of those that judge the tests."
+
 
 def named_files(task: Task) -> tuple[str, ...]:
     """The files that the ids of the task's tests name. Ids of other runners than pytest name none."""
@@ -21,8 +24,15 @@ def named_files(task: Task) -> tuple[str, ...]:
     return tuple(sorted({test.partition("::")[0] for test in ids if "::" in test}))
 
 
+def hidden_files(task: Task) -> tuple[str, ...]:
+    """The hidden paths that are in the repository, relative to it."""
+    inside = f"{REPOSITORY}/"
+    return tuple(path.removeprefix(inside) for path in task.hidden if path.startswith(inside))
+
+
 def protected_pathspecs(task: Task, *, exclude: bool = False) -> list[str]:
     """git pathspecs of all that is protected; with `exclude`, of all that is not."""
     magic = ",exclude" if exclude else ""
     configuration = [f":(top,glob{magic})**/{name}" for name in CONFIGURATION]
-    return [*configuration, *(f":(top,literal{magic}){file}" for file in named_files(task))]
+    files = (*SHADOWS, *named_files(task), *hidden_files(task))
+    return [*configuration, *(f":(top,literal{magic}){file}" for file in files)]

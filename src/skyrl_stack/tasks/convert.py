@@ -7,14 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skyrl_stack.tasks.diff import diff_of, reverse_diff
-from skyrl_stack.tasks.recipe import REPOSITORY, eval_script, eval_script_of_files, recipe_of
-from skyrl_stack.tasks.task import EXACT, TaskError
+from skyrl_stack.tasks.recipe import eval_script, eval_script_of_files, recipe_of
+from skyrl_stack.tasks.task import EXACT, REPOSITORY, TaskError
 
 Row = Mapping[str, Any]
 Columns = dict[str, Any]
 KEPT = ("hints_text", "created_at", "difficulty", "environment_setup_commit", "license_name")
 "Columns that are taken over where a row has them."
 SMITH_COMMAND = "pytest --disable-warnings --color=no --tb=no -rA -p no:cacheprovider"
+SMITH_SETUP = """\
+cd {repository}
+git -c safe.directory='*' apply - <<'END_OF_BUG'
+{bug}
+END_OF_BUG
+git -c safe.directory='*' -c user.name=skyrl-stack -c user.email=tasks@localhost commit --quiet --all --message=bug
+"""
 HIDDEN_IN_R2E = ("/r2e_tests", f"{REPOSITORY}/r2e_tests", f"{REPOSITORY}/run_tests.sh", "/root/r2e_tests")
 R2E_SCRIPT = """\
 #!/bin/bash
@@ -122,7 +129,7 @@ def _swe_smith(row: Row) -> Columns:
         "PASS_TO_PASS": _names(row, "PASS_TO_PASS"),
         "eval_script": eval_script_of_files(SMITH_COMMAND, files),
         "log_parser": "parse_log_pytest_v2",
-        "setup": f"cd {REPOSITORY} && git apply - <<'END_OF_BUG'\n{bug.rstrip()}\nEND_OF_BUG\n",
+        "setup": SMITH_SETUP.format(repository=REPOSITORY, bug=bug.rstrip()),
         "has_history": True,
     }
 
@@ -177,7 +184,8 @@ def _names(row: Row, column: str) -> list[str]:
 
 def _full(image: str) -> str:
     """With the registry, which data sets leave out and Podman would ask for."""
-    return image if "." in image.split("/")[0] else f"docker.io/{image}"
+    registry, slash, _ = image.partition("/")
+    return image if slash and (registry == "localhost" or {".", ":"} & set(registry)) else f"docker.io/{image}"
 
 
 def _dashed(row: Row, separator: str) -> str:

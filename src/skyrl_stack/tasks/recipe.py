@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-REPOSITORY = "/testbed"
+from skyrl_stack.tasks.task import REPOSITORY
+
 NO_TESTS = (".json", ".png", ".csv", ".txt", ".md", ".jpg", ".jpeg", ".pkl", ".yml", ".yaml", ".toml")
 "Files of a test patch that are data. Source: swebench 4.1, harness/constants: NON_TEST_EXTS."
 CONDA = ("source /opt/miniconda3/bin/activate", "conda activate testbed")

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from skyrl_stack.errors import StackError
 
+REPOSITORY = "/testbed"
+"Where every image holds the repository."
 EXACT = "r2e-gym"
 "The `log_parser` of tasks that are graded by `expected_output`, which swebench does not know."
 

@@ -11,8 +11,7 @@ from pathlib import PurePosixPath
 
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.grading.patch import REPOSITORY
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 
 SOLVES, CHANGES_NOTHING, GIVES_UP = 5, 3, 2
 "Shares of the scripts, of 10."

@@ -10,10 +10,9 @@ from skyrl_stack.agent.policy import Completion, Policy
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.grading.patch import REPOSITORY
 from skyrl_stack.profile import Profile
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import REPOSITORY, Task
 from skyrl_stack.trainer.tiny.network import TinyTokenizer, train_tokenizer
 from skyrl_stack.trainer.tiny.teacher import Script, scripts
 
