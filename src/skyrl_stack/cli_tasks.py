@@ -1,5 +1,6 @@
 """The `skyrl-stack tasks` commands: parse, call, print, as `cli.py` does for the others."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -70,3 +71,25 @@ def split(file: Path, holdout: float, by: str, seed: int) -> None:
 
     for path, count in split_tasks(file, holdout=holdout, by=by, seed=seed).items():
         click.echo(f"{path}: {count} tasks")
+
+
+@tasks.command()
+@FILE
+@click.option("--repeats", default=2, show_default=True, type=click.IntRange(min=1), help="Grades of the gold patch.")
+@click.option("--at-once", default=2, show_default=True, type=click.IntRange(min=1), help="Tasks at a time.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds that the tests may take.")
+@one_line_errors
+def verify(file: Path, repeats: int, at_once: int, timeout: float) -> None:
+    """Let each task of FILE prove itself: its fix is resolved, nothing and five ways to cheat are not.
+
+    What is found is written beside FILE, task by task; a second call goes on with what is left.
+    """
+    import asyncio
+
+    from skyrl_stack.verification.verify import verify_tasks
+
+    outcome = asyncio.run(verify_tasks(file, repeats=repeats, at_once=at_once, timeout_s=timeout, say=click.echo))
+    for line in outcome.lines():
+        click.echo(line)
+    if outcome.undecided:
+        sys.exit(1)

@@ -68,6 +68,20 @@ async def grade(
     return verdict.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
 
+async def grade_untouched(
+    task: Task, sandboxes: SandboxProvider, *, timeout_s: float, limits: RuntimeSection | None = None
+) -> Grade:
+    """The grade of the repository as it is, which `grade` knows without asking the tests.
+
+    Raises:
+        InfrastructureError: the tests could not be run.
+    """
+    trial = _Trial(task, sandboxes, timeout_s=timeout_s, limits=limits or RuntimeSection())
+    if verdict := await trial.run(""):
+        return verdict
+    raise GradingFailed(f"{task.instance_id}: the tests do not run")
+
+
 async def _grade(trial: "_Trial", patch: str) -> Grade:
     if not patch.strip():
         return Grade(resolved=False, reason="EmptyPatch")
