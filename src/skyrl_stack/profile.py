@@ -38,6 +38,8 @@ class TasksSection(Section):
     seed: int = Field(default=0, ge=0)
     file: Path | None = None
     "A task file (JSON lines) to use instead of making tasks; its images must be obtainable."
+    unverified: bool = False
+    "Train on tasks of `file` that `skyrl-stack tasks verify` has not seen. Quarantined ones stay out all the same."
     base_image: str = "auto"
     "Base of the factory's images: a reference, `debootstrap`, or `auto` (a reference if it can be pulled)."
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_stack.errors import SetupError
+from skyrl_stack.errors import ProfileError, SetupError
 from skyrl_stack.factory.base import ensure_base
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import make_tasks, write_tasks
@@ -85,14 +85,16 @@ def test_the_image_holds_the_bug_and_no_trace_of_the_fix(inflection_tasks: list[
 def test_a_given_file_is_taken_when_its_images_are_there(inflection_tasks: list[Task], tmp_path: Path) -> None:
     given = tmp_path / "mine.jsonl"
     write_tasks(given, inflection_tasks)
-    assert asyncio.run(given_tasks(given, print)) == given
+    with pytest.raises(ProfileError, match=r"2 of 2 tasks are not verified.*tasks verify"):
+        asyncio.run(given_tasks(given, print))
+    assert asyncio.run(given_tasks(given, print, unverified=True)) == inflection_tasks
 
 
 def test_a_given_file_whose_image_cannot_be_had_is_refused(inflection_tasks: list[Task], tmp_path: Path) -> None:
     given = tmp_path / "mine.jsonl"
     write_tasks(given, [inflection_tasks[0].model_copy(update={"image": "127.0.0.1:9/nobody/there:1"})])
     with pytest.raises(SetupError, match="nobody/there"):
-        asyncio.run(given_tasks(given, print))
+        asyncio.run(given_tasks(given, print, unverified=True))
 
 
 def test_an_image_of_the_store_can_be_the_base(inflection_tasks: list[Task]) -> None:

@@ -94,4 +94,5 @@ def log_of(task: Task, names: list[str], *, failed: str | None) -> str:
     form = {"parse_log_django": "{name} ... {ok}", "parse_log_sympy": "{name} {ok}"}.get(task.log_parser)
     good, bad = ("ok", "F" if "sympy" in task.log_parser else "FAIL") if form else ("PASSED", "FAILED")
     lines = [(form or "{ok} {name}").format(name=name, ok=bad if name == failed else good) for name in names]
+    lines += [f"FAILED {task.canary} - assert False"] if task.canary else []
     return "\n".join(["+ : '>>>>> Start Test Output'", *lines, "+ : '>>>>> End Test Output'", ""])

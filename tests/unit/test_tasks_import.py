@@ -124,7 +124,7 @@ def test_a_recipe_of_the_row_is_kept(tmp_path: Path) -> None:
 
 def test_what_a_row_says_of_its_tests_is_run(tmp_path: Path) -> None:
     (task,) = imported(tmp_path, REBENCH)
-    assert "\npytest -rA --color=no tests/test_a.py tests/test_b.py\n" in task.eval_script
+    assert "\npytest -rA --color=no tests/test_a.py tests/test_b.py test_must_fail.py\n" in task.eval_script
     assert task.log_parser == "parse_log_pytest_v2"
 
 
@@ -135,6 +135,14 @@ def test_django_and_mypy_name_their_tests_in_their_own_way(tmp_path: Path) -> No
     cases = diff_of("test-data/unit/check.test", "[case old]\n", "[case old]\n[case new]\n")
     (task,) = imported(tmp_path, GYM | {"repo": "python/mypy", "test_patch": cases})
     assert "pytest -n0 -rA -k 'old or new'\n" in task.eval_script
+
+
+def test_where_pytest_runs_the_tests_one_more_must_fail(tmp_path: Path) -> None:
+    (task,) = imported(tmp_path, BENCH | {"eval_script": ": '>>>>> Start Test Output'\npytest -rA a.py\n: 'x'\n"})
+    assert task.eval_script.splitlines()[2] == "pytest -rA a.py test_must_fail.py"
+    assert task.canary == "test_must_fail.py::test_must_fail"
+    (django,) = imported(tmp_path, BENCH | {"repo": "django/django"})
+    assert django.canary == ""
 
 
 def test_the_bug_of_swe_smith_is_set_up_and_its_fix_is_the_way_back(tmp_path: Path) -> None:

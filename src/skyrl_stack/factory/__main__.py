@@ -9,7 +9,7 @@ from pathlib import Path
 
 from skyrl_stack.errors import StackError
 from skyrl_stack.factory.given import given_tasks
-from skyrl_stack.factory.make import make_tasks
+from skyrl_stack.factory.make import make_tasks, write_tasks
 from skyrl_stack.records import write_atomic
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.storage import cache_dir
@@ -39,10 +39,11 @@ def provide(directory: RunDirectory) -> None:
     """
     section = directory.profile().tasks
     if section.file is not None:
-        path = asyncio.run(given_tasks(section.file, say))
+        tasks = asyncio.run(given_tasks(section.file, say, unverified=section.unverified))
+        write_tasks(directory.tasks_file, tasks)
     else:
         path = asyncio.run(make_tasks(section, cache_dir(), say))
-    write_atomic(directory.tasks_file, path.read_bytes())
+        write_atomic(directory.tasks_file, path.read_bytes())
 
 
 def say(line: str) -> None:

@@ -1,30 +1,42 @@
 """Given: a task file that the user brings, checked before a run starts on it."""
 
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 
-from skyrl_stack.errors import ProfileError
 from skyrl_stack.factory.base import Say
 from skyrl_stack.sandbox.images import ImageStore
-from skyrl_stack.tasks.task import read_tasks
+from skyrl_stack.tasks.manifest import require_verified, standing, verified_tasks
+from skyrl_stack.tasks.task import Task
 
 
-async def given_tasks(path: Path, say: Say, *, only: Container[str] | None = None) -> Path:
-    """`path`, when all its rows are tasks whose images are in the image store, pulled where they were not.
+async def given_tasks(path: Path, say: Say, *, unverified: bool = False) -> list[Task]:
+    """The tasks of `path` that may be trained on, their images in the image store.
 
-    With `only`, the images of the tasks so called.
+    Quarantined ones are left out. Those that nobody verified are refused, unless `unverified`.
 
     Raises:
         TaskError: it is missing, or a row is not a task; names the line.
-        ProfileError: it is empty.
+        ProfileError: it has no task to train on, or one that is not verified.
         SetupError: an image cannot be had.
     """
-    images = list(dict.fromkeys(task.image for task in read_tasks(path) if only is None or task.instance_id in only))
-    if not images:
-        raise ProfileError(f"tasks.file = {path}: it has no rows")
+    found = standing(path)
+    require_verified(path, found, unverified=unverified)
+    if found.quarantined:
+        say(f"{path}: {found.quarantined} quarantined tasks left out")
+    tasks = [task for task, verification in verified_tasks(path) if not verification or verification.accepted]
+    await ensure_images(tasks, say)
+    return tasks
+
+
+async def ensure_images(tasks: Iterable[Task], say: Say) -> None:
+    """Pull the images of `tasks` that the image store lacks.
+
+    Raises:
+        SetupError: one cannot be had.
+    """
+    images = list(dict.fromkeys(task.image for task in tasks))
     async with ImageStore() as store:
         for number, image in enumerate(images, 1):
             if not await store.has(image):
                 say(f"image {number} of {len(images)}: pulling {image}")
                 await store.pull(image)
-    return path

@@ -19,6 +19,7 @@ from skyrl_stack.launch.slurm.client import Partition
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Role
 from skyrl_stack.site import JobSection, SlurmLauncher, clock
+from skyrl_stack.tasks.manifest import Standing, require_verified, standing
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 "Weights and Adam's two moments in float32, of which verl's FSDP checkpoint consists."
@@ -42,6 +43,8 @@ class Site:
     "On the file system of `run.root`."
     parameters: int | None = None
     "Of the model; None where its weights are not here yet."
+    standing: Standing | None = None
+    "Of the tasks of `tasks.file`; None where tasks are made, which measures each as it is made."
 
 
 def survey(profile: Profile) -> Site:
@@ -55,13 +58,14 @@ def survey(profile: Profile) -> Site:
     root = next(
         folder for folder in (profile.run.root.absolute(), *profile.run.root.absolute().parents) if folder.exists()
     )
-    return Site(partitions, shutil.disk_usage(root).free, _parameters(Path(profile.model.path)))
+    tasks = standing(profile.tasks.file) if profile.tasks.file else None
+    return Site(partitions, shutil.disk_usage(root).free, _parameters(Path(profile.model.path)), tasks)
 
 
 def plan(profile: Profile, site: Site) -> list[Finding]:
     """What speaks against the profile, errors first."""
     launcher = profile.launcher
-    findings = [*_episodes(profile), *_disk(profile, site)]
+    findings = [*_tasks(profile, site), *_episodes(profile), *_disk(profile, site)]
     if isinstance(launcher, SlurmLauncher):
         findings += _jobs(profile, launcher)
         if site.partitions is None:
@@ -81,6 +85,22 @@ def require_fit(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.level == "error":
             raise ProfileError(finding.text)
+
+
+def _tasks(profile: Profile, site: Site) -> Iterator[Finding]:
+    file, found = profile.tasks.file, site.standing
+    if file is None or found is None:
+        return
+    try:
+        require_verified(file, found, unverified=profile.tasks.unverified)
+    except ProfileError as error:
+        yield Finding("error", str(error))
+    if found.unverified and profile.tasks.unverified:
+        yield Finding(
+            "warning",
+            f"UNVERIFIED: {found.unverified} of the {sum(found)} tasks of {file} were never verified; their "
+            "rewards may be noise, or be had by cheating",
+        )
 
 
 def _episodes(profile: Profile) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skyrl_stack.tasks.diff import diff_of, reverse_diff
-from skyrl_stack.tasks.recipe import eval_script, eval_script_of_files, recipe_of
+from skyrl_stack.tasks.recipe import eval_script, eval_script_of_files, recipe_of, with_canary
 from skyrl_stack.tasks.task import EXACT, REPOSITORY, TaskError
 
 Row = Mapping[str, Any]
@@ -60,6 +60,8 @@ def convert(row: Row) -> Columns:
     """
     name = data_set_of(row)
     columns = _CONVERTERS[name](row)
+    if not columns.get("canary"):
+        columns["eval_script"], columns["canary"] = with_canary(columns["eval_script"])
     return {**{key: row[key] for key in KEPT if row.get(key)}, **columns, "data_set": name}
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skyrl_stack import __version__
+from skyrl_stack.errors import ProfileError
 from skyrl_stack.tasks.task import Task, read_tasks
 
 
@@ -96,3 +97,18 @@ def standing(tasks_file: Path) -> Standing:
         quarantined += bool(verification and not verification.accepted)
         unverified += verification is None
     return Standing(accepted, quarantined, unverified)
+
+
+def require_verified(path: Path, found: Standing, *, unverified: bool) -> None:
+    """Refuse a task file that training must not start on.
+
+    Raises:
+        ProfileError: says what to do.
+    """
+    if found.unverified and not unverified:
+        raise ProfileError(
+            f"tasks.file = {path}: {found.unverified} of {sum(found)} tasks are not verified, so nobody knows what a "
+            f"reward of theirs means: run `skyrl-stack tasks verify {path}`, or launch with --unverified"
+        )
+    if not found.accepted + found.unverified:
+        raise ProfileError(f"tasks.file = {path}: no task to train on; {found.quarantined} are quarantined")

@@ -14,6 +14,8 @@ from skyrl_stack.tasks.task import REPOSITORY
 
 NO_TESTS = (".json", ".png", ".csv", ".txt", ".md", ".jpg", ".jpeg", ".pkl", ".yml", ".yaml", ".toml")
 "Files of a test patch that are data. Source: swebench 4.1, harness/constants: NON_TEST_EXTS."
+START = ">>>>> Start Test Output"
+CANARY = "test_must_fail.py"
 CONDA = ("source /opt/miniconda3/bin/activate", "conda activate testbed")
 "Every image of the SWE-bench family holds its packages in this environment."
 
@@ -76,6 +78,19 @@ def eval_script_of_files(command: str, files: Sequence[str]) -> str:
         command=f"{command} {shlex.join(files)}",
         take_tests=":",
     )
+
+
+def with_canary(script: str) -> tuple[str, str]:
+    """`script`, and the id of a test that it also runs and that must fail; none where pytest does not run the tests.
+
+    Without it, a patch that makes pytest pass every test would be believed.
+    """
+    head, start, rest = script.partition(f": '{START}'\n")
+    command, line_end, tail = rest.partition("\n")
+    if not start or not re.search(r"(^|[\s/])pytest(\s|$)", command) or re.search(r"\s-k\s", command):
+        return script, ""
+    write = f"echo 'def test_must_fail(): assert False' > {CANARY}\n"
+    return f"{head}{write}{start}{command} {CANARY}{line_end}{tail}", f"{CANARY}::test_must_fail"
 
 
 def files_of(patch: str) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyrl_stack.errors import InfrastructureError
-from skyrl_stack.factory.given import given_tasks
+from skyrl_stack.factory.given import ensure_images
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -50,7 +50,7 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     """Verify what is not verified yet; each task's line is written when the task is done.
 
     Raises:
-        TaskError, ProfileError: the file is missing, malformed or empty.
+        TaskError: the file is missing or malformed.
         SetupError: an image or Podman is missing.
     """
     known = read_manifest(file)
@@ -60,7 +60,7 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     if not rest:
         return outcome
     say(f"{len(rest)} of {len(tasks)} tasks to verify, {at_once} at once")
-    await given_tasks(file, say, only={task.instance_id for task in rest})
+    await ensure_images(rest, say)
     limits = RuntimeSection()
     places = asyncio.Semaphore(at_once)
     provider = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()], places=at_once)

@@ -1,0 +1,68 @@
+"""The gate before training: what is accepted, what is quarantined, and that it goes on where it was stopped."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.factory.given import given_tasks
+from skyrl_stack.factory.make import write_tasks
+from skyrl_stack.tasks.manifest import manifest_of, read_manifest
+from skyrl_stack.tasks.task import Task
+from skyrl_stack.verification.tampers import TAMPERS
+from skyrl_stack.verification.verify import Outcome, verify_tasks
+
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(250)]
+
+
+def verified(file: Path, *, repeats: int = 1, said: list[str] | None = None) -> Outcome:
+    say = said.append if said is not None else print
+    return asyncio.run(verify_tasks(file, repeats=repeats, at_once=2, timeout_s=60, say=say))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "mine.jsonl"
+
+
+def test_a_sound_task_is_accepted_and_a_second_call_does_nothing(inflection_tasks: list[Task], file: Path) -> None:
+    """Killed after its first task, it goes on with the second, and half a line of the manifest harms nothing."""
+    first, second = inflection_tasks
+    write_tasks(file, [first])
+    (found,) = verified(file, repeats=2).verifications
+    assert found.accepted
+    assert [check.name for check in found.checks] == ["gold", "gold", "no-op", *TAMPERS]
+    assert [check.resolved for check in found.checks] == [True, True] + [False] * 6
+    with manifest_of(file).open("a") as manifest:
+        manifest.write('{"instance_id": "torn')
+    unsound = second.model_copy(update={"canary": "", "eval_script": without_canary(second)})
+    write_tasks(file, [first, unsound])
+    said: list[str] = []
+    outcome = verified(file, said=said)
+    assert said[0] == "1 of 2 tasks to verify, 2 at once"
+    assert [one.instance_id for one in outcome.verifications] == [first.instance_id, second.instance_id]
+    assert outcome.verifications[1].why == "resolved by: patched library"
+    assert f"quarantined: {second.instance_id}: resolved by: patched library" in outcome.lines()
+    said.clear()
+    verified(file, said=said)
+    assert said == []
+    assert len(read_manifest(file)) == 2
+    assert asyncio.run(given_tasks(file, said.append)) == [first]
+    assert said == [f"{file}: 1 quarantined tasks left out"]
+
+
+def without_canary(task: Task) -> str:
+    return task.eval_script.replace("echo 'def test_must_fail(): assert False' > test_must_fail.py\n", "").replace(
+        " test_must_fail.py", ""
+    )
+
+
+def test_a_fix_that_fixes_nothing_is_quarantined(inflection_tasks: list[Task], file: Path) -> None:
+    first, second = inflection_tasks
+    wrong = first.model_copy(update={"patch": first.patch.replace("\n+", "\n+# ")})
+    none = second.model_copy(update={"image": "localhost/not/there:1"})
+    write_tasks(file, [wrong])
+    assert verified(file).verifications[0].why.startswith("gold: ")
+    write_tasks(file, [none])
+    with pytest.raises(Exception, match="not/there"):
+        verified(file)
