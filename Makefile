@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 NEEDS  := $(if $(shell grep -s '^kind = "slurm"' profiles/$(CONFIG).toml),$(VENV)/.cluster,$(VENV)/.local podman)
 SETS    = $(foreach pair,$(SET),--set '$(pair)')
 .DEFAULT_GOAL := help
-.PHONY: help setup plan launch resume status logs stop list report sweep check test format clean podman slurm
+.PHONY: images apptainer help setup plan launch resume status logs stop list report sweep check test format clean podman slurm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,16 @@ report: $(VENV)/.local ## table of the newest run: make report [RUN=directory]
 sweep: $(VENV)/.local ## remove what a power cut left of earlier runs
 	@$(BIN)/skyrl-stack sweep
 
+images: | $(BIN)/skyrl-stack ## build runtime.sif and trainer.sif: make images [NAME=runtime] [FROM=oci-archive:base.tar] [CPU=1]
+	@$(BIN)/skyrl-stack images build $(NAME) $(if $(FROM),--from $(FROM)) $(if $(CPU),--cpu)
+
 check: $(VENV)/.dev ## style, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: check podman slurm ## check, then all tests: make test [ARGS="-m 'not training'"]
+test: check podman slurm apptainer ## check, then all tests: make test [ARGS="-m 'not training'"]
 	$(BIN)/pytest $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the code in the house style
@@ -61,6 +64,9 @@ podman:
 
 slurm:
 	@scripts/setup-slurm
+
+apptainer:
+	@scripts/setup-apptainer
 
 $(BIN)/skyrl-stack:
 	@$(MAKE) --no-print-directory setup

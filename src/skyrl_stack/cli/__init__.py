@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from skyrl_stack import __version__
-from skyrl_stack.cli_errors import one_line_errors
-from skyrl_stack.cli_tasks import tasks
+from skyrl_stack.cli.errors import OneLineErrors
+from skyrl_stack.cli.images import images
+from skyrl_stack.cli.tasks import tasks
 
 if TYPE_CHECKING:
     from skyrl_stack.run_directory import RunDirectory
@@ -23,13 +24,14 @@ OVERRIDES = click.option(
 RUN = click.argument("run_dir", type=RUN_DIRECTORY, required=False)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Reinforcement learning of coding agents: rootless sandboxes, real tests, verl."""
 
 
 main.add_command(tasks)
+main.add_command(images)
 
 
 @main.command()
@@ -39,7 +41,6 @@ main.add_command(tasks)
 @click.option("--run-dir", type=RUN_DIRECTORY, help="With --resume: the run directory to go on with.")
 @click.option("--unverified", is_flag=True, help="Train also on given tasks that nobody verified.")
 @click.option("--dry-run", is_flag=True, help="Slurm: write and print what would be submitted, and submit nothing.")
-@one_line_errors
 def launch(
     config: str, overrides: tuple[str, ...], resume: bool, run_dir: Path | None, unverified: bool, dry_run: bool
 ) -> None:
@@ -54,7 +55,6 @@ def launch(
 @main.command()
 @click.argument("config")
 @OVERRIDES
-@one_line_errors
 def plan(config: str, overrides: tuple[str, ...]) -> None:
     """Say whether the profile CONFIG fits where it is to run; exit code 1 if it does not."""
     from skyrl_stack.launch.launch import find_profile
@@ -73,7 +73,6 @@ def plan(config: str, overrides: tuple[str, ...]) -> None:
 @main.command()
 @RUN
 @click.option("--watch", is_flag=True, help="Until the run is over.")
-@one_line_errors
 def status(run_dir: Path | None, watch: bool) -> None:
     """What RUN_DIR is doing, by default the newest run: its roles, jobs, steps and last error."""
     from skyrl_stack.launch.status import print_status, watch_status
@@ -85,7 +84,6 @@ def status(run_dir: Path | None, watch: bool) -> None:
 @RUN
 @click.option("-f", "--follow", is_flag=True, help="Until the run is over.")
 @click.option("-n", "--lines", default=20, show_default=True, help="Lines of each log to begin with.")
-@one_line_errors
 def logs(run_dir: Path | None, follow: bool, lines: int) -> None:
     """What both roles of RUN_DIR print, by default of the newest run."""
     from skyrl_stack.launch.logs import print_logs
@@ -95,7 +93,6 @@ def logs(run_dir: Path | None, follow: bool, lines: int) -> None:
 
 @main.command()
 @RUN
-@one_line_errors
 def stop(run_dir: Path | None) -> None:
     """Stop RUN_DIR, by default the newest run, and wait until it has ended."""
     from skyrl_stack.launch.stop import stop_run
@@ -106,7 +103,6 @@ def stop(run_dir: Path | None) -> None:
 @main.command()
 @RUN
 @OVERRIDES
-@one_line_errors
 def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Go on with RUN_DIR, by default the newest run, after its newest checkpoint."""
     from skyrl_stack.launch.launch import resume_run
@@ -116,7 +112,6 @@ def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
 
 @main.command("list")
 @click.argument("root", type=click.Path(path_type=Path), default=Path(".skyrl_jobs"))
-@one_line_errors
 def list_runs(root: Path) -> None:
     """The runs below ROOT, by default .skyrl_jobs, and what state each is in."""
     from skyrl_stack.launch.status import print_runs
@@ -127,7 +122,6 @@ def list_runs(root: Path) -> None:
 @main.command()
 @RUN
 @click.option("--episodes", is_flag=True, help="Also a line for each episode.")
-@one_line_errors
 def report(run_dir: Path | None, episodes: bool) -> None:
     """Table of the steps of RUN_DIR, by default of the newest run below .skyrl_jobs."""
     from skyrl_stack.report import print_report
@@ -136,7 +130,6 @@ def report(run_dir: Path | None, episodes: bool) -> None:
 
 
 @main.command()
-@one_line_errors
 def sweep() -> None:
     """Remove what a crash or a power cut left of launches that are gone: processes, mounts, temporary files."""
     from skyrl_stack.sandbox.sweep import sweep as sweep_leftovers

@@ -1,11 +1,9 @@
-"""The `skyrl-stack tasks` commands: parse, call, print, as `cli.py` does for the others."""
+"""The `skyrl-stack tasks` commands: parse, call, print, as the others do."""
 
 import sys
 from pathlib import Path
 
 import click
-
-from skyrl_stack.cli_errors import one_line_errors
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -20,7 +18,6 @@ def tasks() -> None:
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--split", default="train", show_default=True, help="Part of a data set, or of a directory.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many tasks.")
-@one_line_errors
 def import_(source: str, target: Path, split: str, limit: int | None) -> None:
     """Write the tasks of SOURCE, a .parquet or .jsonl file, a directory of them or a Hub name, to TARGET.
 
@@ -34,7 +31,6 @@ def import_(source: str, target: Path, split: str, limit: int | None) -> None:
 
 @tasks.command("list")
 @FILE
-@one_line_errors
 def list_(file: Path) -> None:
     """A line for each task of FILE: its tests, its image and what `verify` said of it."""
     from skyrl_stack.tasks.listing import print_tasks
@@ -47,7 +43,6 @@ def list_(file: Path) -> None:
 @click.argument("instance_id")
 @click.option("--script", is_flag=True, help="Only the eval script.")
 @click.option("--patch", is_flag=True, help="Only the gold patch.")
-@one_line_errors
 def show(file: Path, instance_id: str, script: bool, patch: bool) -> None:
     """One task of FILE: its problem, its tests, how it is graded and its gold patch."""
     from skyrl_stack.tasks.listing import find_task, print_task
@@ -64,7 +59,6 @@ def show(file: Path, instance_id: str, script: bool, patch: bool) -> None:
 @click.option("--holdout", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True))
 @click.option("--by", type=click.Choice(["task", "repo"]), default="task", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@one_line_errors
 def split(file: Path, holdout: float, by: str, seed: int) -> None:
     """Two parts of FILE beside it, .train and .holdout; a repository is never torn apart with --by repo."""
     from skyrl_stack.tasks.parts import split_tasks
@@ -78,7 +72,6 @@ def split(file: Path, holdout: float, by: str, seed: int) -> None:
 @click.option("--repeats", default=2, show_default=True, type=click.IntRange(min=1), help="Grades of the gold patch.")
 @click.option("--at-once", default=2, show_default=True, type=click.IntRange(min=1), help="Tasks at a time.")
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that the tests may take.")
-@one_line_errors
 def verify(file: Path, repeats: int, at_once: int, timeout: float) -> None:
     """Let each task of FILE prove itself: its fix is resolved, nothing and five ways to cheat are not.
 
