@@ -29,7 +29,7 @@ MODES = {
     "with process ids of its own": ["--pid", "--bind", "{work}"],
 }
 SANDBOX = """
-import asyncio, sys
+import asyncio, sys, time
 from pathlib import Path
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
@@ -39,7 +39,7 @@ async def main():
     async with ImageStore() as images:
         if not await images.has("localhost/probe:1"):
             await images.import_rootfs(Path(sys.argv[1]), "localhost/probe:1")
-    async with PodmanSandboxes("sif-test", image_stores=[image_store_path()], places=1) as sandboxes:
+    async with PodmanSandboxes(f"sif-{time.time_ns():x}", image_stores=[image_store_path()], places=1) as sandboxes:
         sandbox = await sandboxes.start(SandboxSpec(image="localhost/probe:1"))
         await sandbox.write_file("/root/x", b"written")
         result = await sandbox.run("id -u; cat /root/x")
