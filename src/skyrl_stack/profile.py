@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.section import Section, explain, read_toml
 from skyrl_stack.site import Launcher, LocalLauncher, beneath, load_site
@@ -59,15 +60,6 @@ class RuntimeSection(Section):
     network: Literal["none", "host"] = "none"
     output_limit_kb: int = Field(default=256, ge=4, le=65536)
     "Bytes of one command's stdout and of its stderr that are kept, in KiB."
-
-
-class AgentSection(Section):
-    max_steps: int = Field(default=8, ge=1)
-    "Model calls per episode."
-    command_timeout_s: float = Field(default=60.0, gt=0)
-    episode_timeout_s: float = Field(default=300.0, gt=0)
-    observation_limit_chars: int = Field(default=2000, ge=100)
-    "Longest tool output that the policy is shown; the middle is cut and the cut says so."
 
 
 class GradingSection(Section):

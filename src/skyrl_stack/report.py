@@ -30,7 +30,8 @@ class EpisodeRow(BaseModel):
     step: int
     outcome: str | None = None
     reward: float | None = None
-    "None where an infrastructure failure left no reward."
+    "None where an infrastructure failure left no reward, or the profile masks the outcome."
+    masked: bool = False
     prompt_tokens: int = 0
     response_tokens: int = 0
     seconds: dict[str, float] = {}
@@ -65,8 +66,8 @@ class Step:
 
     @property
     def failures(self) -> int:
-        """Episodes lost to infrastructure: masked, not rewarded."""
-        return sum(episode.reward is None for episode in self.episodes)
+        """Episodes lost to infrastructure: no sample, and no reward. Not those that the profile masks."""
+        return sum(episode.reward is None and not episode.masked for episode in self.episodes)
 
     @property
     def groups(self) -> tuple[int, int]:

@@ -7,8 +7,7 @@
     ├── heartbeats/<role>-<instance>.json    each role  its last sign of life, its state and its load
     ├── tasks.jsonl               launcher   the tasks of this run
     ├── model/                    launcher   link to the policy that training starts from
-    ├── episodes/<id>.json        trainer    one finished record each
-    ├── trajectories/<id>.json    trainer    the token view of an episode
+    ├── episodes/<id>.json        trainer    one finished record each, tokens and events included
     ├── metrics/<launch>.jsonl    trainer    verl's own metrics, a line a step; a file a launch
     ├── checkpoints/              trainer    verl's own layout
     ├── verl/                     trainer    what verl is given (rows, agent loop), and W&B's files
@@ -57,7 +56,6 @@ class RunDirectory:
         self.tasks_file = self.path / "tasks.jsonl"
         self.model = self.path / "model"
         self.episodes = self.path / "episodes"
-        self.trajectories = self.path / "trajectories"
         self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
         self.verl = self.path / "verl"
@@ -112,7 +110,7 @@ class RunDirectory:
 
     def fill(self, profile: Profile) -> None:
         """Write the profile, and make the directories that roles write to."""
-        for directory in (self.episodes, self.trajectories, self.metrics, self.checkpoints, self.verl, self.logs):
+        for directory in (self.episodes, self.metrics, self.checkpoints, self.verl, self.logs):
             directory.mkdir(exist_ok=True)
         for private in (self.path / "endpoints", self.path / "heartbeats"):
             private.mkdir(mode=0o700, exist_ok=True)
@@ -151,9 +149,6 @@ class RunDirectory:
 
     def episode_file(self, episode_id: str) -> Path:
         return self.episodes / f"{episode_id}.json"
-
-    def trajectory_file(self, episode_id: str) -> Path:
-        return self.trajectories / f"{episode_id}.json"
 
     def failure(self) -> Failure | None:
         """The failure of the current launch, if it has one."""

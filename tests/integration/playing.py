@@ -47,7 +47,7 @@ async def play(
 ) -> tuple[Episode, Trajectory]:
     """One episode of a policy, or of a script; `agent` are keys of the profile's section, and `context_tokens`."""
     policy = ScriptedPolicy(script, TOKENIZER) if isinstance(script, Iterable) else script
-    return await run_episode(
+    episode = await run_episode(
         task,
         policy=policy,
         tokenizer=TOKENIZER,
@@ -57,3 +57,4 @@ async def play(
         step=1,
         repetition=0,
     )
+    return episode, episode.trajectories[-1]

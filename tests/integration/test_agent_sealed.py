@@ -13,14 +13,14 @@ from qwen3 import small_tokenizer
 from skyrl_stack.agent.attempt import attempt
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.scripted import ScriptedPolicy
-from skyrl_stack.profile import AgentSection
+from skyrl_stack.agent_section import AgentSection
 
 tokenizer = small_tokenizer()
 policy = ScriptedPolicy([render_call("finish", message="done")], tokenizer)
 done = asyncio.run(attempt("add(2, 2) is 0", sandbox=None, workdir="/testbed", policy=policy, tokenizer=tokenizer,
                            limits=AgentSection(), context_tokens=20_000))
 stock = [name for name in sys.modules if name.startswith('openhands.tools')]
-print(json.dumps([done.outcome, tokenizer.decode(done.trajectory.prompt_ids), stock]))
+print(json.dumps([done.ending.outcome, tokenizer.decode(done.trajectories[0].prompt_ids), stock]))
 """
 
 

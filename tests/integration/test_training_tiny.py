@@ -97,7 +97,7 @@ def test_a_model_is_made_once_and_solves_its_task_at_its_most_likely(
 
     async def reward() -> float | None:
         async with sandboxes() as provider:
-            episode, _ = await run_episode(
+            episode = await run_episode(
                 task,
                 policy=Greedy(path, tokenizer.eos_token_id),
                 tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from skyrl_stack.agent.bridge import Bridge, Halted
-from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.agent.outcome import Ending, Outcome
 from skyrl_stack.errors import SandboxLost
 
 
@@ -69,7 +69,7 @@ def test_the_wall_time_ends_a_call_that_does_not_return() -> None:
 
     result, bridge = through(lambda bridge: bridge.call("model", hang()), timeout_s=0.05)
     assert isinstance(result, Halted)
-    assert bridge.ending is Outcome.TIMED_OUT
+    assert bridge.ending == Ending(outcome=Outcome.TIMED_OUT)
     assert cancelled == [True]
 
 
@@ -86,9 +86,9 @@ def test_an_end_from_outside_frees_the_thread() -> None:
         bridge = Bridge(asyncio.get_running_loop(), timeout_s=60)
         thread = asyncio.create_task(asyncio.to_thread(bridge.call, "tools", asyncio.sleep(3600)))
         await asyncio.sleep(0.05)
-        bridge.end(Outcome.TIMED_OUT)
+        bridge.end(Ending(outcome=Outcome.TIMED_OUT))
         with pytest.raises(Halted):
             await asyncio.wait_for(thread, 5)
         return bridge
 
-    assert asyncio.run(run()).ending is Outcome.TIMED_OUT
+    assert asyncio.run(run()).ending == Ending(outcome=Outcome.TIMED_OUT)

@@ -9,17 +9,20 @@ from openhands.sdk.conversation.exceptions import ConversationRunError
 from openhands.sdk.conversation.state import ConversationExecutionStatus, ConversationState
 from openhands.sdk.event import MessageEvent, ObservationEvent
 from openhands.sdk.event.conversation_error import ConversationErrorEvent
+from openhands.sdk.llm import content_to_str
 
 from skyrl_stack.agent.bridge import Bridge
 from skyrl_stack.agent.codeact import converse
+from skyrl_stack.agent.events import Event, told
 from skyrl_stack.agent.llm import TokenLLM
-from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.agent.outcome import Ending, Outcome, of_error, of_plain_text
 from skyrl_stack.agent.policy import Policy
 from skyrl_stack.agent.prompt import task_prompt
 from skyrl_stack.agent.tokens import Tokenizer, Trajectory
 from skyrl_stack.agent.tools.finish import BriefFinishTool
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
-from skyrl_stack.profile import AgentSection
+from skyrl_stack.agent_section import AgentSection
+from skyrl_stack.errors import InfrastructureError
 from skyrl_stack.sandbox.contract import Sandbox
 
 
@@ -27,8 +30,12 @@ from skyrl_stack.sandbox.contract import Sandbox
 class Attempt:
     """What an attempt came to, apart from the repository that it left."""
 
-    outcome: Outcome
-    trajectory: Trajectory
+    ending: Ending
+    error: InfrastructureError | None
+    "What was lost, if the ending is that."
+    trajectories: list[Trajectory]
+    "Linked: each but the first begins with what the one before it came to. One, unless the history was told anew."
+    events: list[Event]
     turns: int
     "Turns that the policy sampled."
     model_s: float
@@ -45,36 +52,44 @@ async def attempt(
     limits: AgentSection,
     context_tokens: int,
 ) -> Attempt:
-    """Let `policy` work on the problem in `sandbox` until an outcome.
+    """Let `policy` work on the problem in `sandbox` until an outcome, which a lost sandbox or model is too.
 
     OpenHands is synchronous, so the conversation has a thread of its own, which has ended when this returns.
 
     Raises:
-        InfrastructureError: the sandbox or the model was lost.
+        ProfileError: the profile names an agent, a tool or a prompt that cannot be had.
     """
     loop = asyncio.get_running_loop()
     bridge = Bridge(loop, timeout_s=limits.episode_timeout_s)
-    llm = TokenLLM.over(policy, tokenizer=tokenizer, context_tokens=context_tokens, bridge=bridge)
+    llm = TokenLLM.over(policy, tokenizer=tokenizer, context_tokens=context_tokens, bridge=bridge, limits=limits)
     workspace = LocalWorkspaceAdapter.over(sandbox, bridge=bridge, limits=limits)
+    events: list[Event] = []
 
-    def talk() -> Outcome | BaseException:
-        conversation = converse(llm, workspace=workspace, workdir=workdir, max_steps=limits.max_steps)
+    def talk() -> Ending | BaseException:
+        conversation = converse(llm, workspace=workspace, workdir=workdir)
         try:
-            conversation.send_message(task_prompt(problem_statement))
+            conversation.send_message(task_prompt(problem_statement, workdir=workdir, template=limits.task_prompt))
             conversation.run()
-            return bridge.ending or _outcome(conversation.state)
+            return bridge.ending or _ending(conversation.state)
         except ConversationRunError as error:
-            raise error.original_exception from None
+            return bridge.ending or error.original_exception
         finally:
+            events.extend(told(conversation.state.events))
             conversation.close()
 
     ending = await _in_own_thread(talk, bridge)
+    error = ending if isinstance(ending, InfrastructureError) else None
     if isinstance(ending, BaseException):
-        raise ending
-    return Attempt(ending, llm.tokens.trajectory(), llm.turns, bridge.seconds["model"], bridge.seconds["tools"])
+        lost = of_error(ending)
+        if lost is None:
+            raise ending
+        ending = lost
+    seconds = bridge.seconds
+    trajectories = llm.dialogue.trajectories()
+    return Attempt(ending, error, trajectories, events, llm.turns, seconds["model"], seconds["tools"])
 
 
-async def _in_own_thread(talk: Callable[[], Outcome | BaseException], bridge: Bridge) -> Outcome | BaseException:
+async def _in_own_thread(talk: Callable[[], Ending | BaseException], bridge: Bridge) -> Ending | BaseException:
     """Run `talk` in a new thread. When this task is cancelled the bridge shuts, and the thread with it."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="conversation")
     thread = asyncio.get_running_loop().run_in_executor(pool, talk)
@@ -88,14 +103,16 @@ async def _in_own_thread(talk: Callable[[], Outcome | BaseException], bridge: Br
         pool.shutdown(wait=False)
 
 
-def _outcome(state: ConversationState) -> Outcome:
-    """The outcome of a conversation that ended by itself."""
+def _ending(state: ConversationState) -> Ending:
+    """The ending of a conversation that ended by itself."""
+    if state.execution_status is ConversationExecutionStatus.STUCK:
+        return Ending(outcome=Outcome.STUCK)
     for event in reversed(state.events):
         match event:
             case ConversationErrorEvent(code="MaxIterationsReached"):
-                return Outcome.STEP_LIMIT
+                return Ending(outcome=Outcome.STEP_LIMIT)
             case ObservationEvent(tool_name=BriefFinishTool.name):
-                return Outcome.FINISHED
+                return Ending(outcome=Outcome.FINISHED)
             case MessageEvent(source="agent") if state.execution_status is ConversationExecutionStatus.FINISHED:
-                return Outcome.PLAIN_TEXT
+                return of_plain_text("".join(content_to_str(event.llm_message.content)))
     raise RuntimeError(f"the conversation ended as {state.execution_status} without a cause")

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, Literal
 
-from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.agent.outcome import Ending, Outcome
 
 Stage = Literal["model", "tools"]
 
@@ -32,7 +32,7 @@ class Bridge:
         self._deadline = time.monotonic() + timeout_s
         self._lock = threading.Lock()
         self._running: set[Future[Any]] = set()
-        self.ending: Outcome | BaseException | None = None
+        self.ending: Ending | BaseException | None = None
         "Why the episode is over, if that was decided outside of OpenHands."
         self.seconds: dict[Stage, float] = {"model": 0.0, "tools": 0.0}
 
@@ -49,7 +49,7 @@ class Bridge:
         self._running.discard(future)
         if not done:
             future.cancel()
-            self.end(Outcome.TIMED_OUT)
+            self.end(Ending(outcome=Outcome.TIMED_OUT))
             raise Halted
         if future.cancelled():
             self.end(asyncio.CancelledError())
@@ -59,7 +59,7 @@ class Bridge:
             raise Halted from error
         return future.result()
 
-    def end(self, ending: Outcome | BaseException) -> None:
+    def end(self, ending: Ending | BaseException) -> None:
         """Let nothing pass any more, and cancel what is under way. The first ending stays."""
         with self._lock:
             self.ending = self.ending or ending

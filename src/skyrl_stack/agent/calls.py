@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _OPEN = re.compile(r"<tool_call>\s*")
+_CALL_START = re.compile(r"<tool_call>|<function=")
 _CLOSE = re.compile(r"\s*</tool_call>")
 
 
@@ -37,7 +38,7 @@ def parse_turn(text: str) -> Turn:
     Raises:
         MalformedCall: a call is not closed, not JSON, or not of the form {"name": …, "arguments": {…}}.
     """
-    reasoning, text = _split_reasoning(text)
+    reasoning, text = split_reasoning(text)
     calls: list[Call] = []
     content: list[str] = []
     position = 0
@@ -55,11 +56,11 @@ def render_call(name: str, **arguments: Any) -> str:
     return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
-def _split_reasoning(text: str) -> tuple[str, str]:
+def split_reasoning(text: str) -> tuple[str, str]:
     """Reasoning and the rest; a template's generation prompt may have opened `<think>` already."""
     opened = text.lstrip().startswith("<think>")
     head, closed, tail = text.partition("</think>")
-    if closed and (opened or not _OPEN.search(head)):
+    if closed and (opened or not _CALL_START.search(head)):
         return head.strip().removeprefix("<think>").strip(), tail
     return (text.strip().removeprefix("<think>").strip(), "") if opened else ("", text)
 

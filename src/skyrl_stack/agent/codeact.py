@@ -1,4 +1,4 @@
-"""The OpenHands agent and conversation, closed: our tools only, and an end that is never an exception."""
+"""The OpenHands agent and conversation, closed: tools of the sandbox only, and an end that is never an exception."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,12 @@ from openhands.sdk.event.conversation_error import ConversationErrorEvent
 from openhands.sdk.llm.exceptions import LLMContextWindowExceedError
 
 from skyrl_stack.agent.bridge import Halted
+from skyrl_stack.agent.condenser import MiddleOut
 from skyrl_stack.agent.llm import TokenLLM
 from skyrl_stack.agent.openhands_env import state_directory
 from skyrl_stack.agent.prompt import system_prompt
-from skyrl_stack.agent.tools.file_editor import SandboxEditorTool
-from skyrl_stack.agent.tools.finish import BriefFinishTool
-from skyrl_stack.agent.tools.terminal import SandboxTerminalTool
+from skyrl_stack.agent.registry import agent_class, known_tools
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
-
-TOOLS = (SandboxTerminalTool.name, SandboxEditorTool.name, BriefFinishTool.name)
-"All that the policy can call."
 
 
 class OHCodeActAgent(Agent):
@@ -51,21 +47,26 @@ class SealedConversation(LocalConversation):
         pass
 
 
-def converse(llm: TokenLLM, *, workspace: LocalWorkspaceAdapter, workdir: str, max_steps: int) -> SealedConversation:
-    """A conversation that is ready for its first message. Kept in memory; one run of at most `max_steps` turns."""
-    agent = OHCodeActAgent(
+def converse(llm: TokenLLM, *, workspace: LocalWorkspaceAdapter, workdir: str) -> SealedConversation:
+    """A conversation that is ready for its first message, with the agent and tools of the profile. Kept in memory.
+
+    Raises:
+        ProfileError: the profile names an agent, a module, a tool or a prompt that cannot be had.
+    """
+    section = workspace.limits
+    agent = agent_class(section)(
         llm=llm,
-        tools=[Tool(name=name) for name in TOOLS],
+        tools=[Tool(name=name) for name in known_tools(section)],
         include_default_tools=[],
-        system_prompt=system_prompt(workdir),
+        system_prompt=system_prompt(workdir, section.system_prompt),
+        condenser=MiddleOut() if section.condense_at else None,
     )
     return SealedConversation(
         agent=agent,
         workspace=workspace,
-        max_iteration_per_run=max_steps,
+        max_iteration_per_run=section.max_steps,
         visualizer=None,
-        # A policy that repeats itself is ended by its limits, and learns from it.
-        stuck_detection=False,
+        stuck_detection=section.detect_stuck,
         profile_store_dir=state_directory() / "profiles",
     )
 

@@ -17,6 +17,7 @@ Tool = dict[str, Any]
 
 _TURN = "\u241f turn \u241f"
 "Stands for the assistant's content in the fixed conversation; no template and no tool description holds it."
+_PROBE = "def f(x):\n    return  x\n"
 
 
 class Tokenizer(Protocol):
@@ -35,7 +36,7 @@ class Tokenizer(Protocol):
 
 
 class Trajectory(BaseModel):
-    """One episode for the trainer. The four response lists are aligned; the response ends with a sampled token."""
+    """One stream for the trainer. The three response lists are aligned; the response ends with a sampled token."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,8 +68,19 @@ class TokenStream:
         """Tokens that still fit into the context; not positive when it is full."""
         return self._context_tokens - len(self.ids)
 
+    @property
+    def has_sampled(self) -> bool:
+        """Whether the policy said anything in this stream."""
+        return 1 in self._mask
+
     def open(self, messages: list[Message], tools: list[Tool] | None = None) -> None:
-        """Start with the first prompt, generation prompt included."""
+        """Start with the first prompt, generation prompt included.
+
+        Raises:
+            ValueError: the tokenizer loses white space, so that no file could be told as it is.
+        """
+        if self._tokenizer.decode(self._encode(_PROBE), skip_special_tokens=False) != _PROBE:
+            raise ValueError("the tokenizer loses text that it encodes; was it loaded as another kind?")
         self._tools = tools
         self._extend(self._encode(self._render(messages)))
         self._prompt_length = len(self.ids)

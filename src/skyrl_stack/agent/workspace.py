@@ -9,7 +9,7 @@ from pydantic import PrivateAttr
 
 from skyrl_stack.agent.bridge import Bridge
 from skyrl_stack.agent.openhands_env import state_directory
-from skyrl_stack.profile import AgentSection
+from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.sandbox.contract import Sandbox
 
 

@@ -5,15 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from skyrl_stack.agent.attempt import attempt
+from skyrl_stack.agent.outcome import of_error
 from skyrl_stack.agent.policy import Policy
-from skyrl_stack.agent.tokens import Tokenizer, Trajectory
+from skyrl_stack.agent.tokens import Tokenizer
+from skyrl_stack.agent_section import Worth
 from skyrl_stack.episode.record import Episode, Notes
 from skyrl_stack.episode.reward import reward
 from skyrl_stack.grading.grade import grade
 from skyrl_stack.grading.patch import Start, extract_patch
 from skyrl_stack.grading.start import hand_over
 from skyrl_stack.profile import Profile
-from skyrl_stack.records import publish, write_atomic
+from skyrl_stack.records import publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.task import REPOSITORY, Task
@@ -31,8 +33,8 @@ async def run_episode(
     directory: RunDirectory,
     step: int,
     repetition: int,
-) -> tuple[Episode, Trajectory]:
-    """Roll `policy` out on `task` once, and grade what it left.
+) -> Episode:
+    """Roll `policy` out on `task` once, and grade what it left as far as the profile wants it for the outcome.
 
     The record is written in any case, with the error if there was one; no sandbox of the episode is left.
 
@@ -42,25 +44,32 @@ async def run_episode(
     notes = Notes(task, step=step, repetition=repetition)
     try:
         async with _sandbox(task, sandboxes, profile, notes) as (sandbox, start):
-            trajectory = await _attempt(task, sandbox, policy, tokenizer, profile, notes)
-            write_atomic(directory.trajectory_file(notes.id), trajectory.model_dump_json().encode())
+            worth = await _attempt(task, sandbox, policy, tokenizer, profile, notes)
             with notes.timed("patch"):
                 patch = await extract_patch(sandbox, task, start)
-            notes.add(patch=patch)
-        with notes.timed("grade"):
-            verdict = await grade(task, patch, sandboxes, timeout_s=profile.grading.timeout_s, limits=profile.runtime)
-        notes.add(grade=verdict, reward=reward(verdict))
+            notes.add(patch=patch, masked=worth == "mask")
+        if worth == "grade":
+            await _grade(task, patch, sandboxes, profile, notes)
+        elif worth == "zero":
+            notes.add(reward=0.0)
     except BaseException as error:
         notes.add(error=f"{type(error).__name__}: {error}")
+        if lost := of_error(error):
+            notes.add(outcome=lost.outcome, detail=lost.detail)
         raise
     finally:
         publish(directory.episode_file(notes.id), notes.episode())
-    return notes.episode(), trajectory
+    return notes.episode()
 
 
 async def _attempt(
     task: Task, sandbox: Sandbox, policy: Policy, tokenizer: Tokenizer, profile: Profile, notes: Notes
-) -> Trajectory:
+) -> Worth:
+    """Note what the policy did; what its outcome is worth.
+
+    Raises:
+        InfrastructureError: the sandbox or the model was lost; what was done until then is noted.
+    """
     with notes.timed("agent"):
         result = await attempt(
             task.problem_statement,
@@ -74,13 +83,24 @@ async def _attempt(
     notes.seconds |= {"model": result.model_s, "tools": result.tools_s}
     notes.seconds["agent"] -= result.model_s + result.tools_s
     notes.add(
-        outcome=result.outcome,
+        outcome=result.ending.outcome,
+        detail=result.ending.detail,
         turns=result.turns,
-        prompt_tokens=len(result.trajectory.prompt_ids),
-        response_tokens=len(result.trajectory.response_ids),
-        sampled_tokens=sum(result.trajectory.response_mask),
+        prompt_tokens=len(result.trajectories[0].prompt_ids) if result.trajectories else 0,
+        response_tokens=sum(len(each.response_ids) for each in result.trajectories),
+        sampled_tokens=sum(sum(each.response_mask) for each in result.trajectories),
+        events=result.events,
+        trajectories=result.trajectories,
     )
-    return result.trajectory
+    if result.error:
+        raise result.error
+    return result.ending.outcome.worth(profile.agent.outcomes)
+
+
+async def _grade(task: Task, patch: str, sandboxes: SandboxProvider, profile: Profile, notes: Notes) -> None:
+    with notes.timed("grade"):
+        verdict = await grade(task, patch, sandboxes, timeout_s=profile.grading.timeout_s, limits=profile.runtime)
+    notes.add(grade=verdict, reward=reward(verdict))
 
 
 @asynccontextmanager

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from skyrl_stack.agent.events import Event
 from skyrl_stack.agent.outcome import Outcome
+from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.grading.grade import Grade
 from skyrl_stack.tasks.task import Task
 
@@ -17,13 +19,15 @@ Stage = Literal["start", "agent", "model", "tools", "patch", "grade"]
 
 
 class Episode(BaseModel):
-    """One rollout of one task. Exactly one of `reward` and `error` is set."""
+    """One rollout of one task, whole, in one file. It has a reward, or an error, or is masked by the profile."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
+    "Raised by a change that a reader has to know of."
     id: str
     instance_id: str
+    problem_statement: str = ""
     step: int
     "Training step that the episode was made for."
     repetition: int
@@ -32,9 +36,14 @@ class Episode(BaseModel):
     "Seconds since the epoch."
     outcome: Outcome | None = None
     "How the policy's part ended; None where it did not get that far."
+    detail: str = ""
+    "What there is to say about the outcome."
+    masked: bool = False
+    "Whether the profile takes no sample from this outcome."
     turns: int = 0
     "Turns that the policy sampled."
     prompt_tokens: int = 0
+    "Of the first prompt."
     response_tokens: int = 0
     "All tokens after the prompt, those of the environment included."
     sampled_tokens: int = 0
@@ -45,6 +54,10 @@ class Episode(BaseModel):
     "Type and message of what the episode died of; it has no reward then."
     seconds: dict[Stage, float]
     "By stage, without overlap: `agent` is OpenHands' own time."
+    events: list[Event] = []
+    "What was said and done, for people."
+    trajectories: list[Trajectory] = []
+    "What the trainer learns from, token by token. More than one where the history was told anew."
 
 
 class Notes:
@@ -56,6 +69,7 @@ class Notes:
         self._facts: dict[str, Any] = {
             "id": self.id,
             "instance_id": task.instance_id,
+            "problem_statement": task.problem_statement,
             "step": step,
             "repetition": repetition,
             "started_at": time.time(),

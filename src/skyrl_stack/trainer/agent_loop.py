@@ -22,6 +22,10 @@ from skyrl_stack.runtime.dispatch import Runtimes
 from skyrl_stack.tasks.task import Task, read_tasks
 
 
+class Masked(Exception):
+    """An episode that ended in a way from which the profile takes no sample."""
+
+
 class Surroundings:
     """What all episodes of one process share."""
 
@@ -72,11 +76,12 @@ class EpisodeLoop(AgentLoopBase):
         super().__init__(*args, **kwargs)
         self.run_directory = run_directory
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:  # a list; verl annotates one output
         """Play the task of `row`, a row of `dataset.write_rows` with what verl added.
 
         Raises:
             InfrastructureError: there is no sample.
+            Masked: the profile takes none from this outcome.
         """
         shared = surroundings(self.run_directory)
         tokenizer: Any = self.tokenizer  # verl's annotation names the factory, not what it makes
@@ -87,7 +92,7 @@ class EpisodeLoop(AgentLoopBase):
             end_of_turn=tokenizer.eos_token_id,
         )
         async with shared.places:
-            episode, trajectory = await run_episode(
+            episode = await run_episode(
                 shared.tasks[row["instance_id"]],
                 policy=policy,
                 tokenizer=tokenizer,
@@ -97,17 +102,26 @@ class EpisodeLoop(AgentLoopBase):
                 step=int(row["global_steps"]),
                 repetition=int(row["session_id"]),
             )
-        return to_output(episode, trajectory, policy.versions)
+        return to_outputs(episode, policy.versions)
 
 
-def to_output(episode: Episode, trajectory: Trajectory, versions: list[int]) -> AgentLoopOutput:
-    """An episode as verl's sample: the same tokens, mask and log-probabilities, and the reward.
+def to_outputs(episode: Episode, versions: list[int]) -> list[AgentLoopOutput]:
+    """An episode as verl's samples, one for each of its linked trajectories: the same tokens, mask and
+    log-probabilities. verl takes the advantage of the last, and gives it to the others.
 
     Raises:
+        Masked: the profile takes no sample from this outcome.
         ModelUnavailable: the policy sampled nothing, so there is nothing to learn from.
     """
-    if not trajectory.response_ids:
+    if episode.masked:
+        raise Masked(f"episode {episode.id} ended as {episode.outcome}, which the profile masks")
+    trajectories = [each for each in episode.trajectories if each.response_ids]
+    if not trajectories:
         raise ModelUnavailable(f"episode {episode.id} ended as {episode.outcome} before its first sampled token")
+    return [_output(episode, each, versions) for each in trajectories]
+
+
+def _output(episode: Episode, trajectory: Trajectory, versions: list[int]) -> AgentLoopOutput:
     return AgentLoopOutput(
         prompt_ids=trajectory.prompt_ids,
         response_ids=trajectory.response_ids,

@@ -7,7 +7,7 @@ An episode that raised leaves no trajectory, so it can be neither rewarded nor a
                                       and verl would take the one reward as an advantage as it stands
 
 and `trainer.max_consecutive_failures` episodes lost in a row stop the run, so that a dead server cannot
-refill for ever.
+refill for ever. An episode that the profile masks leaves no trajectory either, but is not lost.
 """
 
 from collections import Counter
@@ -53,19 +53,22 @@ class GroupBuffer(ReplayBuffer):
         Raises:
             TrainingStopped: too many episodes were lost in a row.
         """
-        kept = Counter(key.split("_")[0] for key in self.partitions["train"])
+        sessions = {tuple(key.split("_")[:2]) for key in self.partitions["train"]}  # of one or more trajectories each
+        kept = Counter(group for group, _ in sessions)
         ended = self.finished_keys["train"] | self.failure_keys["train"]
         for group in ended - self._counted:
             self.lost_in_a_row = 0 if kept[group] else self.lost_in_a_row + self.trainer.rollouts_per_task
         self._counted = ended
         if self.lost_in_a_row >= self.trainer.max_consecutive_failures:
-            raise TrainingStopped(f"{self.lost_in_a_row} episodes in a row failed; the last: {self._last_error()}")
+            errors = [episode.error for episode in self._newest(self.trainer.max_consecutive_failures)]
+            if None not in errors:
+                last = errors[0] if errors else f"see {self.directory.log('trainer')}"
+                raise TrainingStopped(f"{self.lost_in_a_row} episodes in a row failed; the last: {last}")
         return {group for group in ended if kept[group] < 2}
 
-    def _last_error(self) -> str:
-        """What the last episode of this launch that failed died of."""
+    def _newest(self, count: int) -> list[Episode]:
+        """The last episodes of this launch, the newest first."""
         newest_first = sorted(self.directory.episodes.glob("*.json"), key=lambda file: -file.stat().st_mtime)
         started = self.directory.launch().started_at
-        episodes = (Episode.model_validate_json(file.read_bytes()) for file in newest_first)
-        errors = (episode.error for episode in episodes if episode.error and episode.started_at >= started)
-        return next(errors, f"see {self.directory.log('trainer')}")
+        episodes = (Episode.model_validate_json(file.read_bytes()) for file in newest_first[:count])
+        return [episode for episode in episodes if episode.started_at >= started]

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from openhands.sdk.tool import Action, Observation, ToolDefinition, register_tool
+from openhands.sdk.tool import Action, Observation, ToolDefinition
 from pydantic import Field
 
 from skyrl_stack.agent.tools.cap import cap_middle
@@ -157,6 +157,3 @@ def _given[T](action: SandboxEditorAction, name: str) -> T:  # type: ignore[misc
     if value is None:
         raise EditRefused(f"Parameter `{name}` is required for command: {action.command}.")
     return value
-
-
-register_tool(SandboxEditorTool.name, SandboxEditorTool)

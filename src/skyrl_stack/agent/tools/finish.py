@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from openhands.sdk.tool import register_tool
 from openhands.sdk.tool.builtins.finish import FinishTool
 
 if TYPE_CHECKING:
@@ -19,6 +18,3 @@ class BriefFinishTool(FinishTool):
     def create(cls, conv_state: "ConversationState | None" = None, **params: Any) -> Sequence[Self]:
         (tool,) = super().create(conv_state, **params)
         return [tool.model_copy(update={"description": "End the work."})]
-
-
-register_tool(BriefFinishTool.name, BriefFinishTool)

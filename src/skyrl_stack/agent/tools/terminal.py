@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from openhands.sdk.tool import Action, Observation, ToolDefinition, register_tool
+from openhands.sdk.tool import Action, Observation, ToolDefinition
 from pydantic import Field, field_validator
 
 from skyrl_stack.agent.tools.cap import cap_middle
@@ -65,6 +65,3 @@ def _describe(result: CommandResult, *, timeout_s: float, limit: int) -> str:
     printed = "\n".join(part.rstrip("\n") for part in (result.stdout, result.stderr) if part)
     status = f"timed out after {timeout_s:g} s and was killed" if result.timed_out else f"exit code {result.exit_code}"
     return "\n".join(part for part in (cap_middle(printed, limit), f"[{status}]") if part)
-
-
-register_tool(SandboxTerminalTool.name, SandboxTerminalTool)

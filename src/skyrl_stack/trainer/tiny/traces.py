@@ -46,11 +46,11 @@ class Classroom:
             policy = ScriptedPolicy(script.turns, tokenizer)
             context = self.profile.model.context_tokens
             played = await self._play(task, policy, tokenizer, context_tokens=context)
-            if played.outcome is not Outcome.FINISHED:
+            if played.ending.outcome is not Outcome.FINISHED:
                 raise ProfileError(
-                    f"a script of {len(script.turns)} turns ended as {played.outcome}: widen [agent]'s limits"
+                    f"a script of {len(script.turns)} turns ended as {played.ending.outcome}: widen [agent]'s limits"
                 )
-            return [played.trajectory] * script.share
+            return played.trajectories * script.share
 
         lessons = [(task, script) for task in tasks for script in scripts(task)]
         played = await asyncio.gather(*(trace(task, script) for task, script in lessons))
