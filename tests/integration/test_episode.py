@@ -138,7 +138,7 @@ def test_a_lost_sandbox_is_no_reward(task: Task, directory: RunDirectory) -> Non
     with pytest.raises(SandboxLost):
         asyncio.run(run())
     record = recorded(directory)
-    assert (record.reward, record.grade) == (None, None)
+    assert (record.outcome, record.reward, record.grade) == (Outcome.SANDBOX_LOST, None, None)
     assert record.error and record.error.startswith("SandboxLost: ")
 
 
@@ -146,7 +146,9 @@ def test_a_lost_model_is_no_reward(task: Task, directory: RunDirectory) -> None:
     with pytest.raises(ModelUnavailable):
         played(task, [LOOK], directory)
     record = recorded(directory)
-    assert (record.outcome, record.reward) == (None, None)
+    assert (record.outcome, record.reward) == (Outcome.MODEL_LOST, None)
+    assert sampled_text(record.trajectories[0]) == f"{LOOK}<|im_end|>"
+    assert [event.kind for event in record.events] == ["system", "message", "call", "answer", "end"]
     assert record.error and record.error.startswith("ModelUnavailable: ")
 
 
