@@ -39,6 +39,7 @@ def sandboxes() -> WatchedSandboxes:
 
 def profile(**agent: Any) -> Profile:
     context_tokens = agent.pop("context_tokens", 20_000)
+    agent.setdefault("tell_at", ())
     return Profile.model_validate({"name": "test", "agent": agent, "model": {"context_tokens": context_tokens}})
 
 

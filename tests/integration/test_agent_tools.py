@@ -102,12 +102,12 @@ def test_files_are_viewed_and_edited_as_openhands_does(answers: Answers) -> None
         editor("undo_edit"),
         terminal(f"cat {FILE}"),
     )
-    assert viewed == f"Here's the result of running `cat -n` on {FILE}:\n{numbered}"
-    assert part.endswith(":\n     2\t    return a - b")
-    assert listing.endswith(":\nsums.py")
+    assert viewed == f"Here's the result of running `cat -n` on {FILE}:\n{numbered}\n"
+    assert part.endswith(":\n     2\t    return a - b\n")
+    assert listing.endswith(":\n/tmp/playground/\n/tmp/playground/sums.py")
     assert "     2\t    return a + b" in replaced
     assert "     1\t# sums\n     2\tdef add(a, b):" in inserted
-    assert undone == f"Last edit to {FILE} undone successfully."
+    assert undone.startswith(f"Last edit to {FILE} undone successfully. Here's the result")
     assert after == "def add(a, b):\n    return a + b\n[exit code 0]"
 
 
@@ -115,14 +115,14 @@ def test_files_are_viewed_and_edited_as_openhands_does(answers: Answers) -> None
     ("call", "reason"),
     [
         (editor("view", "/testbed/none.py"), "does not exist"),
-        (editor("view", "/dev/zero"), "is not a file"),
-        (editor("view", "/usr/bin/python3"), "is not a text file"),
-        (editor("view", view_range=[5, 9]), "Invalid view_range"),
-        (editor("create", file_text="x"), "it is there already"),
+        (editor("view", "/dev/zero"), "appears to be binary"),
+        (editor("view", "/usr/bin/python3"), "appears to be binary"),
+        (editor("view", view_range=[5, 9]), "Invalid `view_range`"),
+        (editor("create", file_text="x"), "File already exists"),
         (editor("create", f"{FILE}/below", file_text="x"), "cannot be written"),
         (editor("create", "/testbed/new.py"), "`file_text` is required"),
         (editor("str_replace", old_str="nowhere", new_str=""), "did not appear verbatim"),
-        (editor("insert", insert_line=7, new_str="x"), "Invalid insert_line"),
+        (editor("insert", insert_line=7, new_str="x"), "Invalid `insert_line`"),
         (editor("undo_edit"), "No edit history"),
         (editor("delete"), "Error validating tool"),
         (terminal("a\0b"), "NUL byte"),

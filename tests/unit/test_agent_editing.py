@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_stack.agent.tools.cap import cap_middle
-from skyrl_stack.agent.tools.editing import EditRefused, insert_after, numbered, replace_once
+from skyrl_stack.agent.tools.editing import EditRefused, insert_after, numbered, replace_once, view
 
 TEXT = "one\ntwo\nthree\ntwo and a half\n"
 
@@ -13,7 +13,7 @@ TEXT = "one\ntwo\nthree\ntwo and a half\n"
 def test_replaces_what_is_there_once() -> None:
     edited, snippet = replace_once(TEXT, "three\n", "3\n3b\n", path="/a")
     assert edited == "one\ntwo\n3\n3b\ntwo and a half\n"
-    assert snippet.splitlines()[2:4] == ["     3\t3", "     4\t3b"]
+    assert snippet.splitlines()[3:5] == ["     3\t3", "     4\t3b"]
 
 
 def test_finds_what_differs_in_outer_white_space_only() -> None:
@@ -25,8 +25,8 @@ def test_finds_what_differs_in_outer_white_space_only() -> None:
     [
         ("four", "4", "did not appear verbatim in /a"),
         ("two", "2", r"lines \[2, 4\]"),
-        ("one", "one", "must be different"),
-        (" ", "x", "empty"),
+        ("", "x", "empty"),
+        ("   ", "x", "empty"),
     ],
 )
 def test_refuses_what_is_not_one_place(old: str, new: str, reason: str) -> None:
@@ -35,7 +35,10 @@ def test_refuses_what_is_not_one_place(old: str, new: str, reason: str) -> None:
 
 
 def test_a_deletion_of_all_has_an_empty_snippet() -> None:
-    assert replace_once("gone", "gone", "", path="/a") == ("", "")
+    assert replace_once("gone", "gone", "", path="/a") == (
+        "",
+        "Here's the result of running `cat -n` on a snippet of /a:\n",
+    )
 
 
 @given(st.lists(st.text("ab \t"), max_size=6), st.integers(0, 6), st.lists(st.text("xy"), min_size=1, max_size=3))
@@ -48,20 +51,29 @@ def test_inserts_lines_and_leaves_the_others(lines: list[str], at: int, new: lis
 
 @pytest.mark.parametrize("line", [-1, 5])
 def test_refuses_to_insert_where_there_is_no_line(line: int) -> None:
-    with pytest.raises(EditRefused, match="lines 1 to 4"):
+    with pytest.raises(EditRefused, match=r"allowed values: \[0, 4\]"):
         insert_after(TEXT, line, "x")
 
 
+def listed(text: str) -> str:
+    return text.partition(":\n")[2]
+
+
 def test_numbers_lines_as_cat_does() -> None:
-    assert numbered("a\n\nb\x0cc", [2, -1]) == "     2\t\n     3\tb\x0cc"
-    assert numbered("a\nb\n", [1, 99]) == "     1\ta\n     2\tb"
-    assert numbered("") == ""
+    assert listed(view("a\n\nb\x0cc", "/a", [2, -1])) == "     2\t\n     3\tb\x0cc\n"
+    assert view("a\nb\n", "/a", [1, 99]).startswith("NOTE: We only show up to 2")
+    assert listed(numbered("", "/a")) == ""
 
 
 @pytest.mark.parametrize("view_range", [[0, 2], [3, 2], [9, 9], [1], [1, 2, 3]])
 def test_refuses_a_range_that_is_not_there(view_range: list[int]) -> None:
-    with pytest.raises(EditRefused, match="Invalid view_range"):
-        numbered(TEXT, view_range)
+    with pytest.raises(EditRefused, match="Invalid `view_range`"):
+        view(TEXT, "/a", view_range)
+
+
+def test_a_million_places_are_counted_in_one_pass() -> None:
+    with pytest.raises(EditRefused, match="Multiple occurrences"):
+        replace_once("x\n" * 1_000_000, "x", "y", path="/a")
 
 
 @given(st.text(), st.integers(2, 50))

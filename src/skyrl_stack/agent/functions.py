@@ -62,7 +62,7 @@ def _typed(key: str, value: str, schema: Mapping[str, Any]) -> Any:
         return value
     try:
         typed = json.loads(value.strip().lower() if kinds & {"boolean"} else value)
-        json.dumps(typed).encode()
+        json.dumps(typed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MalformedCall(f"Malformed tool call: parameter {key} is not of type {'/'.join(sorted(kinds))}") from error
     return typed

@@ -22,6 +22,7 @@ class LocalWorkspaceAdapter(LocalWorkspace):
     _sandbox: Sandbox = PrivateAttr()
     _bridge: Bridge = PrivateAttr()
     _limits: AgentSection = PrivateAttr()
+    _shells: int = PrivateAttr(default=1)
 
     @classmethod
     def over(cls, sandbox: Sandbox, *, bridge: Bridge, limits: AgentSection) -> Self:
@@ -41,6 +42,15 @@ class LocalWorkspaceAdapter(LocalWorkspace):
     @property
     def limits(self) -> AgentSection:
         return self._limits
+
+    @property
+    def shell(self) -> str:
+        """Name of the policy's own shell in the sandbox."""
+        return "main" if self._shells == 1 else f"main-{self._shells}"
+
+    def renew_shell(self) -> None:
+        """A new one from here on: nothing of the old one's directory or environment."""
+        self._shells += 1
 
     def execute_command(self, command: str, cwd: str | Path | None = None, timeout: float = 30.0) -> CommandResult:
         """Run a command in the sandbox, in a shell apart from the policy's."""

@@ -18,6 +18,7 @@ class SandboxExecutor[A: Action, O: Observation](ToolExecutor[A, O]):
     def __init__(self, state: "ConversationState") -> None:
         if not isinstance(state.workspace, LocalWorkspaceAdapter):
             raise TypeError(f"these tools need a LocalWorkspaceAdapter, not a {type(state.workspace).__name__}")
+        self._workspace = state.workspace
         self._bridge = state.workspace.bridge
         self._sandbox = state.workspace.sandbox
         self._limits = state.workspace.limits

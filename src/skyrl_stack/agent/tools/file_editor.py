@@ -1,14 +1,17 @@
 """The `file_editor` tool: view and change text files in the sandbox."""
 
+import asyncio
 import shlex
+from collections import deque
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from openhands.sdk.tool import Action, Observation, ToolDefinition
 from pydantic import Field
 
 from skyrl_stack.agent.tools.cap import cap_middle
-from skyrl_stack.agent.tools.editing import EditRefused, insert_after, numbered, replace_once
+from skyrl_stack.agent.tools.editing import EditRefused, insert_after, invalid, numbered, replace_once, view
 from skyrl_stack.agent.tools.executor import SandboxExecutor
 from skyrl_stack.sandbox.contract import FileMissing
 
@@ -19,14 +22,22 @@ Command = Literal["view", "create", "str_replace", "insert", "undo_edit"]
 
 _MAX_FILE_BYTES = 10 * 1024 * 1024
 "As OpenHands' editor: larger files are not for editing, and would be carried here whole."
-_KIND = """\
+_MOST_UNDONE = 10
+"Edits of one file that can be undone, as OpenHands' editor."
+_REVIEW = "Review the changes and make sure they are as expected"
+_LINES = "(correct indentation, no duplicate lines, etc)"
+_AGAIN = "Edit the file again if necessary."
+_LOOK = """\
 if [ -d "$p" ]; then echo directory
-elif [ -f "$p" ]; then [ "$(stat -Lc %s -- "$p")" -le "$most" ] && echo text || echo large
+elif [ -f "$p" ]; then stat -Lc %s -- "$p"
 elif [ -e "$p" ] || [ -L "$p" ]; then echo other
 else
-  while [ ! -e "$p" ]; do p="$(dirname -- "$p")"; done
-  [ -d "$p" ] && [ -w "$p" ] && echo missing || echo other
+  d="$(dirname -- "$p")"; while [ ! -e "$d" ]; do d="$(dirname -- "$d")"; done
+  [ -d "$d" ] && [ -w "$d" ] && echo missing || echo nowhere
 fi"""
+_LIST = """\
+cd -- "$p" && find . -mindepth 1 -maxdepth 2 -name '.*' -prune -o -xtype d -printf '%P/\\n' -o -printf '%P\\n'
+echo; ls -A -- "$p" | grep -c '^\\.'"""
 
 
 class SandboxEditorAction(Action):
@@ -37,7 +48,7 @@ class SandboxEditorAction(Action):
     file_text: str | None = Field(default=None, description="for create")
     old_str: str | None = Field(default=None, description="for str_replace; must be unique in the file")
     new_str: str | None = Field(default=None, description="for str_replace and insert")
-    insert_line: int | None = Field(default=None, description="insert after this line")
+    insert_line: int | None = Field(default=None, ge=0, description="insert after this line")
     view_range: list[int] | None = Field(default=None, description="[first, last] line")
 
 
@@ -50,7 +61,7 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
 
     def __init__(self, state: "ConversationState") -> None:
         super().__init__(state)
-        self._history: dict[str, list[str]] = {}
+        self._history: dict[str, deque[str]] = {}
 
     async def act(self, action: SandboxEditorAction) -> SandboxEditorObservation:
         try:
@@ -60,71 +71,112 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
         return SandboxEditorObservation.from_text(self._cap(text))
 
     async def _answer(self, action: SandboxEditorAction) -> str:
-        if not action.path.startswith("/") or "\0" in action.path:
-            raise EditRefused(f"Invalid path {action.path!r}: it should be an absolute path.")
+        path = await self._absolute(action.path)
+        kind = await self._kind(path, action.command)
         match action.command:
+            case "view" if kind == "directory":
+                return await self._list(path, action.view_range)
             case "view":
-                return await self._view(action.path, action.view_range)
+                text = await self._read(path, kind)
+                return await asyncio.to_thread(view, text, path, action.view_range)
             case "create":
-                return await self._create(action.path, _given(action, "file_text"))
+                text = _given(action, "file_text")
+                await self._write(path, text)
+                self._remember(path, text)
+                return f"File created successfully at: {path}"
             case "str_replace":
-                text = await self._read(action.path)
-                edited, snippet = replace_once(text, _given(action, "old_str"), action.new_str or "", path=action.path)
-                return await self._edit(action.path, text, edited, snippet)
+                old, new = _given(action, "old_str"), _given(action, "new_str")
+                if old == new:
+                    hint = "No replacement was performed. `new_str` and `old_str` must be different."
+                    raise invalid("new_str", new, hint)
+                text = await self._read(path, kind)
+                edited, shown = await asyncio.to_thread(replace_once, text, old, new, path=path)
+                return await self._edit(path, text, edited, f"{shown}{_REVIEW}. {_AGAIN}")
             case "insert":
-                text = await self._read(action.path)
-                edited, snippet = insert_after(text, _given(action, "insert_line"), _given(action, "new_str"))
-                return await self._edit(action.path, text, edited, snippet)
+                line, new = _given(action, "insert_line"), _given(action, "new_str")
+                text = await self._read(path, kind)
+                edited, shown = await asyncio.to_thread(insert_after, text, line, new)
+                return await self._edit(path, text, edited, f"{shown}{_REVIEW} {_LINES}. {_AGAIN}")
             case "undo_edit":
-                return await self._undo(action.path)
+                return await self._undo(path)
 
-    async def _view(self, path: str, view_range: list[int] | None) -> str:
-        kind = await self._kind(path)
-        if kind == "directory":
-            find = "find . -mindepth 1 -maxdepth 2 -not -path '*/.*' -printf '%P\\n' | LC_ALL=C sort"
-            listing = await self._ask(f"(cd -- {shlex.quote(path)} && {find})")
-            return f"Files and directories up to 2 levels deep in {path}, without hidden ones:\n{listing}"
-        text = await self._read(path, kind=kind)
-        return f"Here's the result of running `cat -n` on {path}:\n{numbered(text, view_range)}"
+    async def _absolute(self, path: str) -> str:
+        if "\0" in path:
+            raise invalid("path", repr(path), "A path cannot hold a NUL byte.")
+        normal = str(PurePosixPath(path))
+        if normal.startswith("/"):
+            return normal
+        there = await self._ask(f'p="$PWD"/{shlex.quote(normal)}; [ -e "$p" ] && echo "$p"')
+        meant = f" Maybe you meant {there}?" if there else ""
+        raise invalid("path", normal, f"The path should be an absolute path.{meant}")
 
-    async def _create(self, path: str, text: str) -> str:
-        if await self._kind(path) != "missing":
-            raise EditRefused(f"Cannot create {path}: it is there already, or its directory cannot be written.")
-        await self._write(path, text)
-        return f"File created successfully at: {path}"
+    async def _kind(self, path: str, command: Command) -> str:
+        """`directory`, `missing` (and can be made), a file's size, or `other`: fit for `command`."""
+        kind = await self._ask(f"p={shlex.quote(path)}\n{_LOOK}")
+        if command == "create" and kind in ("missing", "nowhere"):
+            if kind == "nowhere":
+                raise EditRefused(f"Ran into a directory that cannot be written while trying to write to {path}")
+            return kind
+        if command == "create":
+            hint = f"File already exists at: {path}. Cannot overwrite files using command `create`."
+            raise invalid("path", path, hint)
+        if kind in ("missing", "nowhere"):
+            raise invalid("path", path, f"The path {path} does not exist. Please provide a valid path.")
+        if kind == "directory" and command != "view":
+            hint = f"The path {path} is a directory and only the `view` command can be used on directories."
+            raise invalid("path", path, hint)
+        return kind
 
-    async def _edit(self, path: str, text: str, edited: str, snippet: str) -> str:
+    async def _list(self, path: str, view_range: list[int] | None) -> str:
+        if view_range:
+            hint = "The `view_range` parameter is not allowed when `path` points to a directory."
+            raise invalid("view_range", view_range, hint)
+        *names, _, hidden = (await self._ask(f"p={shlex.quote(path)}\n({_LIST})")).split("\n")
+        entries = sorted(names, key=lambda name: name.rstrip("/").split("/"))
+        base = path.rstrip("/")
+        listing = "\n".join([f"{path}/", *(f"{base}/{name}" for name in entries)])
+        text = f"Here's the files and directories up to 2 levels deep in {path}, excluding hidden items:\n{listing}"
+        if hidden != "0":
+            text += (
+                f"\n\n{hidden} hidden files/directories in this directory are excluded."
+                f" You can use 'ls -la {path}' to see them."
+            )
+        return text
+
+    async def _edit(self, path: str, text: str, edited: str, shown: str) -> str:
         await self._write(path, edited)
-        self._history.setdefault(path, []).append(text)
-        return f"The file {path} has been edited. Here's the result of running `cat -n` on a snippet of it:\n{snippet}"
+        self._remember(path, text)
+        return f"The file {path} has been edited. {shown}"
 
     async def _undo(self, path: str) -> str:
         history = self._history.get(path)
         if not history:
             raise EditRefused(f"No edit history found for {path}.")
-        await self._write(path, history.pop())
-        return f"Last edit to {path} undone successfully."
+        text = history.pop()
+        await self._write(path, text)
+        return f"Last edit to {path} undone successfully. {numbered(text, path)}"
 
-    async def _read(self, path: str, *, kind: str | None = None) -> str:
-        kind = kind or await self._kind(path)
-        if kind == "missing":
-            raise EditRefused(f"The path {path} does not exist. Please provide a valid path.")
-        if kind != "text":
-            raise EditRefused(f"The path {path} is not a file of at most {_MAX_FILE_BYTES} bytes; use the terminal.")
+    def _remember(self, path: str, text: str) -> None:
+        self._history.setdefault(path, deque(maxlen=_MOST_UNDONE)).append(text)
+
+    async def _read(self, path: str, kind: str) -> str:
+        if kind.isdigit() and int(kind) > _MAX_FILE_BYTES:
+            size = f"{int(kind) / 1024 / 1024:.1f}MB"
+            raise _not_text(path, f"File is too large ({size}). Maximum allowed size is 10MB.")
         try:
-            return (await self._sandbox.read_file(path)).decode()
-        except (FileMissing, UnicodeDecodeError) as error:
-            raise EditRefused(f"{path} is not a text file.") from error
+            data = await self._sandbox.read_file(path) if kind.isdigit() else b"\0"
+            text = data.decode()
+        except (FileMissing, UnicodeDecodeError):
+            text = "\0"
+        if "\0" in text:
+            raise _not_text(path, "File appears to be binary and this file type cannot be read or edited by this tool.")
+        return text
 
     async def _write(self, path: str, text: str) -> None:
         try:
             await self._sandbox.write_file(path, text.encode())
         except ValueError as error:
-            raise EditRefused(f"Cannot write {path}: {error}") from error
-
-    async def _kind(self, path: str) -> str:
-        """`directory`, `text` (a file of a size to edit), `missing` (and can be made), or anything else."""
-        return await self._ask(f"p={shlex.quote(path)}; most={_MAX_FILE_BYTES}\n{_KIND}")
+            raise EditRefused(f"Ran into {error} while trying to write to {path}") from error
 
     async def _ask(self, command: str) -> str:
         """Run a command in a shell apart from the policy's, which may be in any state."""
@@ -150,6 +202,10 @@ class SandboxEditorTool(ToolDefinition[SandboxEditorAction, SandboxEditorObserva
                 executor=SandboxEditorExecutor(conv_state),
             )
         ]
+
+
+def _not_text(path: str, reason: str) -> EditRefused:
+    return EditRefused(f"File validation failed for {path}: {reason}")
 
 
 def _given[T](action: SandboxEditorAction, name: str) -> T:  # type: ignore[misc]

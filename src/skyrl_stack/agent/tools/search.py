@@ -75,7 +75,7 @@ class _SearchExecutor[A: _SearchAction](SandboxExecutor[A, SearchObservation]):
         """Where it is, and the lines that `command` prints there; a relative one begins where the policy's shell is."""
         where = f"cd -- {shlex.quote(directory)} 2>/dev/null || exit {_NO_DIRECTORY}"
         result = await self._sandbox.run(
-            f"({where}\npwd -P\n{command})", timeout_s=self._limits.command_timeout_s, shell="main"
+            f"({where}\npwd -P\n{command})", timeout_s=self._limits.command_timeout_s, shell=self._workspace.shell
         )
         if result.exit_code == _NO_DIRECTORY:
             raise SearchRefused(f"Search path '{directory}' is not a valid directory")

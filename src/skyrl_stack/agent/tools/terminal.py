@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from openhands.sdk.tool import Action, Observation, ToolDefinition
 from pydantic import Field, field_validator
 
+from skyrl_stack.agent.outcome import Ending, Outcome
 from skyrl_stack.agent.tools.cap import cap_middle
 from skyrl_stack.agent.tools.executor import SandboxExecutor
 from skyrl_stack.sandbox.contract import CommandResult
@@ -14,11 +15,21 @@ if TYPE_CHECKING:
     from openhands.sdk.conversation.state import ConversationState
 
 
+_MOST_KILLS = 3
+"Commands of one episode killed for memory after which it ends: the policy was told twice."
+_KILLED = 137
+_KILLS = "while read -r key count; do [ $key = oom_kill ] && echo $count; done < /sys/fs/cgroup/memory.events"
+_RESET = "Terminal session has been reset. All previous environment variables and session state have been cleared."
+_NO_INPUT = "ERROR: No previous running command to interact with: a command runs to its end, or to its timeout."
+
+
 class SandboxTerminalAction(Action):
-    """One command."""
+    """One command. Field names are those of OpenHands' terminal."""
 
     command: str = Field(description="bash command; directory and environment last between calls")
-    timeout: float | None = Field(default=None, gt=0, description="seconds")
+    is_input: bool = Field(default=False, description="no command waits for input here")
+    timeout: float | None = Field(default=None, ge=0, description="seconds")
+    reset: bool = Field(default=False, description="begin with a new shell")
 
     @field_validator("command")
     @classmethod
@@ -31,17 +42,39 @@ class SandboxTerminalAction(Action):
 class SandboxTerminalObservation(Observation):
     """What the command printed."""
 
-    exit_code: int
+    exit_code: int | None = None
 
 
 class SandboxTerminalExecutor(SandboxExecutor[SandboxTerminalAction, SandboxTerminalObservation]):
     """Runs the command in the sandbox's main shell, at most for the profile's time."""
 
+    _kills = 0
+
     async def act(self, action: SandboxTerminalAction) -> SandboxTerminalObservation:
+        if action.is_input:
+            text = "Cannot use reset=True with is_input=True" if action.reset else _NO_INPUT
+            return SandboxTerminalObservation.from_text(text, is_error=True)
+        if action.reset:
+            await self._sandbox.run("kill -KILL $$", shell=self._workspace.shell)
+            self._workspace.renew_shell()
+            if not action.command:
+                return SandboxTerminalObservation.from_text(_RESET)
         timeout_s = min(action.timeout or self._limits.command_timeout_s, self._limits.command_timeout_s)
-        result = await self._sandbox.run(action.command, timeout_s=timeout_s)
+        result = await self._sandbox.run(action.command, timeout_s=timeout_s, shell=self._workspace.shell)
         text = _describe(result, timeout_s=timeout_s, limit=self._limits.observation_limit_chars)
-        return SandboxTerminalObservation.from_text(text, exit_code=result.exit_code)
+        if result.exit_code == _KILLED and await self._was_killed_for_memory():
+            text += "\n[killed: the memory of the sandbox was used up]"
+        said = f"{_RESET}\n{text}" if action.reset else text
+        return SandboxTerminalObservation.from_text(said, exit_code=result.exit_code)
+
+    async def _was_killed_for_memory(self) -> bool:
+        """Whether the kernel counts a new kill in the sandbox's cgroup; the third ends the episode."""
+        counted = await self._sandbox.run(_KILLS, shell="memory")
+        kills = int(counted.stdout) if counted.stdout.strip().isdigit() else 0
+        new, self._kills = kills > self._kills, kills
+        if new and kills >= _MOST_KILLS:
+            self._bridge.end(Ending(outcome=Outcome.OUT_OF_MEMORY, detail=f"{kills} processes were killed"))
+        return new
 
 
 class SandboxTerminalTool(ToolDefinition[SandboxTerminalAction, SandboxTerminalObservation]):
