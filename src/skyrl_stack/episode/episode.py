@@ -55,7 +55,7 @@ async def run_episode(
     except BaseException as error:
         notes.add(error=f"{type(error).__name__}: {error}")
         if lost := of_error(error):
-            notes.add(outcome=lost.outcome, detail=lost.detail)
+            notes.add_missing(outcome=lost.outcome, detail=lost.detail)
         raise
     finally:
         publish(directory.episode_file(notes.id), notes.episode())

@@ -79,6 +79,10 @@ class Notes:
         """Fields of `Episode` that have become known."""
         self._facts |= facts
 
+    def add_missing(self, **facts: Any) -> None:
+        """Fields that count where nothing is known yet."""
+        self._facts = facts | self._facts
+
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
         """The time of the block counts as that of `stage`."""
