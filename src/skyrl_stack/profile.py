@@ -85,6 +85,9 @@ class TrainerSection(Section):
     rollouts_per_task: int = Field(default=4, ge=2)
     "Episodes of one task per step: a GRPO group."
     concurrent_episodes: int = Field(default=4, ge=1)
+    "Over all nodes."
+    tensor_parallel: int = Field(default=1, ge=1, le=16)
+    "GPUs, of one node, that hold one copy of the model during rollouts."
     learning_rate: float = Field(default=1e-4, gt=0)
     save_every: int = Field(default=1, ge=1)
     "Steps between checkpoints."

@@ -10,9 +10,9 @@ What ends up in an `#SBATCH` line has a pattern here; what ends up in the job's 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.section import Section, did_you_mean, explain, read_toml
@@ -23,6 +23,7 @@ TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d{1,3}-)?\d{1,3}:[0-5]
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+/-]{0,127}$")]
 Bind = Annotated[str, StringConstraints(pattern=r"^/[^:,\s]*(:/[^:,\s]*(:(ro|rw))?)?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Device = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,31}$")]
 
 
 def _no_secret(name: str) -> str:
@@ -67,6 +68,23 @@ class LocalLauncher(Section):
     kind: Literal["local"] = "local"
 
 
+class NetworkSection(Section):
+    """What the nodes of the trainer's job talk to each other by."""
+
+    fabric: Literal["tcp", "infiniband", "efa"] | None = None
+    "What NCCL must use; without it NCCL takes the fastest that it finds."
+    interface: Device | None = None
+    "Network interface of every node for all that goes by IP: Ray, gloo, NCCL's own start. As `ib0`."
+    hcas: tuple[Device, ...] = ()
+    'Adapters of `fabric = "infiniband"` that NCCL may use, all where none is named. As `mlx5_0` or `mlx5_0:1`.'
+
+    @model_validator(mode="after")
+    def _hcas_are_of_infiniband(self) -> Self:
+        if self.hcas and self.fabric != "infiniband":
+            raise ValueError('hcas are those of fabric = "infiniband"')
+        return self
+
+
 class ClusterSection(Section):
     """What both jobs are given by their cluster."""
 
@@ -78,6 +96,8 @@ class ClusterSection(Section):
     "Variables of both jobs, over those inherited from the launching shell: proxies, caches. Never secrets."
     scratch: Path | None = None
     "Node-local directory for temporary files, the job's `TMPDIR`: sandboxes cannot live on a shared file system."
+    network: NetworkSection = NetworkSection()
+    "Between the nodes of the trainer's job."
     bind: tuple[Bind, ...] = ()
     "Directories that Apptainer shows to what it runs, as `path` or `path:inside[:ro]`: the jobs' `APPTAINER_BIND`."
 

@@ -1,7 +1,7 @@
-"""A real Slurm, private and short-lived: a controller and two nodes, each with a host name and an address of its own.
+"""A real Slurm, private and short-lived: a controller and a few nodes, each with a host name and an address of its own.
 
-    cpu1   partition test       shares the network of the machine, so that it can make tasks from a package index
-    gpu1   partition gpu_test   in a network namespace: reaches cpu1 over a bridge and nothing else
+    cpu1         partition test       shares the network of the machine, so that it can make tasks from a package index
+    gpu1, gpu2   partition gpu_test   each in a network namespace: reaches the others over a bridge and nothing else
 
 Nothing below /etc, /var or /run is touched. The nodes share processes and files with the machine. The GPU is a
 device node without a driver: Slurm hands it out, nobody can compute on it. Needs root and scripts/setup-slurm.
@@ -34,10 +34,10 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def running_cluster(*, max_time: str = "6:00:00") -> Iterator["Cluster"]:
+def running_cluster(*, max_time: str = "6:00:00", gpu_nodes: int = 1) -> Iterator["Cluster"]:
     """Start a cluster and stop it whatever happens."""
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as directory:
-        cluster = Cluster(Path(directory), max_time, _claim_network())
+        cluster = Cluster(Path(directory), max_time, _claim_network(), gpu_nodes)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # tests that are told to end clean up, too
         try:
             cluster.start()
@@ -63,12 +63,14 @@ class Cluster:
     max_time: str
     number: int
     "Of the subnet, the ports and the bridge, which exists."
+    gpu_nodes: int = 1
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bridge = f"sl{self.number}"
-        self.network = f"sl{self.number}-gpu1"
-        self.addresses = {"cpu1": f"10.213.{self.number}.1", "gpu1": f"10.213.{self.number}.11"}
+        self.networks = {f"gpu{i}": f"sl{self.number}-gpu{i}" for i in range(1, self.gpu_nodes + 1)}
+        self.addresses = {"cpu1": f"10.213.{self.number}.1"}
+        self.addresses |= {node: f"10.213.{self.number}.{10 + i}" for i, node in enumerate(self.networks, start=1)}
         self.conf = self.directory / "slurm.conf"
         self.environment = os.environ | {
             "SLURM_CONF": str(self.conf),
@@ -76,7 +78,7 @@ class Cluster:
         }
 
     def start(self) -> None:
-        for name in ("state", "spool/cpu1", "spool/gpu1", "log", "run"):
+        for name in ("state", "log", "run", *(f"spool/{node}" for node in self.addresses)):
             (self.directory / name).mkdir(parents=True)
         self.directory.chmod(0o755)
         self._start_network()
@@ -85,14 +87,14 @@ class Cluster:
         self._start("slurmctld", ["slurmctld", "-D"])
         for node in self.addresses:
             self.start_node(node)
-        self.wait_for(lambda: self._idle_nodes() == 2, 30, "nodes that are idle")
+        self.wait_for(lambda: self._idle_nodes() == len(self.addresses), 30, "nodes that are idle")
 
     def start_node(self, node: str) -> None:
         hosts = str(self.directory / "hosts")
         inside = ["sh", "-c", 'hostname "$1"; mount --bind "$2" /etc/hosts; exec slurmd -D -N "$1"', "_", node, hosts]
         argv = ["unshare", "--uts", "--mount", "--propagation", "slave", *inside]
-        if node == "gpu1":
-            argv = ["nsenter", f"--net=/run/netns/{self.network}", *argv]
+        if node in self.networks:
+            argv = ["nsenter", f"--net=/run/netns/{self.networks[node]}", *argv]
         self._start(node, argv)
 
     def run(self, *argv: str) -> str:
@@ -115,9 +117,13 @@ class Cluster:
     def lose_gpu_node(self) -> None:
         """SIGKILL everything on gpu1, as a power cut would."""
         self.kill("gpu1")
-        for process in self.run("ip", "netns", "pids", self.network).split():
+        for process in self.processes_of("gpu1"):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
+
+    def processes_of(self, node: str) -> list[int]:
+        """What runs on a GPU node."""
+        return [int(process) for process in self.run("ip", "netns", "pids", self.networks[node]).split()]
 
     def stop_controller(self) -> None:
         """As for maintenance. It saves its state, which a SIGKILL soon after a submission would lose."""
@@ -140,7 +146,8 @@ class Cluster:
                 os.kill(process, signal.SIGKILL)
         if "munged" in self.daemons:
             self.kill("munged")
-        for argv in (["ip", "netns", "del", self.network], ["ip", "link", "del", self.bridge]):
+        networks = [["ip", "netns", "del", network] for network in self.networks.values()]
+        for argv in (*networks, ["ip", "link", "del", self.bridge]):
             subprocess.run(argv, env=self.environment, capture_output=True, timeout=30)
 
     def wait_for(self, condition: Callable[[], object], timeout_s: float, what: str) -> None:
@@ -177,27 +184,31 @@ class Cluster:
         self.wait_for((run / "munge.sock").exists, 10, "munge socket")
 
     def _start_network(self) -> None:
-        cpu, gpu, link = self.addresses["cpu1"], self.addresses["gpu1"], f"sv{self.number}"
-        inside = ["ip", "-n", self.network]
-        for argv in (
-            ["ip", "addr", "add", f"{cpu}/24", "dev", self.bridge],
-            ["ip", "link", "set", self.bridge, "up"],
-            ["ip", "netns", "add", self.network],
-            ["ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self.network],
-            ["ip", "link", "set", link, "master", self.bridge, "up"],
-            [*inside, "addr", "add", f"{gpu}/24", "dev", "eth0"],
-            [*inside, "link", "set", "lo", "up"],
-            [*inside, "link", "set", "eth0", "up"],
-        ):
-            subprocess.run(argv, env=self.environment, check=True, timeout=30)
+        cpu = self.addresses["cpu1"]
+        self._ip(f"addr add {cpu}/24 dev {self.bridge}", f"link set {self.bridge} up")
+        for i, (node, network) in enumerate(self.networks.items(), start=1):
+            link = f"sv{self.number}-{i}"
+            self._ip(
+                f"netns add {network}",
+                f"link add {link} type veth peer name eth0 netns {network}",
+                f"link set {link} master {self.bridge} up",
+                f"-n {network} addr add {self.addresses[node]}/24 dev eth0",
+                f"-n {network} link set lo up",
+                f"-n {network} link set eth0 up",
+            )
         names = [f"{address} {node}" for node, address in self.addresses.items()]
         lines = ["127.0.0.1 localhost", f"{cpu} {socket.gethostname()}", *names]
         (self.directory / "hosts").write_text("\n".join(lines) + "\n")
 
+    def _ip(self, *commands: str) -> None:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], env=self.environment, check=True, timeout=30)
+
     def _write_configuration(self) -> None:
         device = self.directory / "nvidia0"  # Slurm accepts character devices only; no driver needs to be behind it
         subprocess.run(["mknod", "-m", "666", str(device), "c", "195", "0"], check=True, timeout=30)
-        (self.directory / "gres.conf").write_text(f"AutoDetect=off\nNodeName=gpu1 Name=gpu Type=a100 File={device}\n")
+        gres = [f"NodeName={node} Name=gpu Type=a100 File={device}\n" for node in self.networks]
+        (self.directory / "gres.conf").write_text(f"AutoDetect=off\n{''.join(gres)}")
         self.conf.write_text(
             _CONFIGURATION.format(
                 d=self.directory,
@@ -206,7 +217,13 @@ class Cluster:
                 port=17000 + 4 * self.number,
                 slurmd_port=17001 + 4 * self.number,
                 max_time=self.max_time,
-                **self.addresses,
+                cpu1=self.addresses["cpu1"],
+                gpus=",".join(self.networks),
+            )
+            + "".join(
+                f"NodeName={node} NodeHostname={node} NodeAddr={address} CPUs=16 CoresPerSocket=16 RealMemory=64000 "
+                f"{'Gres=gpu:a100:1' if node in self.networks else ''}\n"
+                for node, address in self.addresses.items()
             )
         )
 
@@ -255,8 +272,6 @@ SlurmdTimeout=20
 MailProg=/bin/true
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-NodeName=cpu1 NodeHostname=cpu1 NodeAddr={cpu1} CPUs=16 CoresPerSocket=16 RealMemory=64000
-NodeName=gpu1 NodeHostname=gpu1 NodeAddr={gpu1} CPUs=16 CoresPerSocket=16 RealMemory=64000 Gres=gpu:a100:1
 PartitionName=test Nodes=cpu1 Default=YES MaxTime={max_time} State=UP
-PartitionName=gpu_test Nodes=gpu1 MaxTime={max_time} State=UP
+PartitionName=gpu_test Nodes={gpus} MaxTime={max_time} State=UP
 """

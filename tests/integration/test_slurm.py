@@ -1,5 +1,6 @@
 """Two real jobs on a real Slurm: they find each other, live together and end together, whatever ends one of them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -106,10 +107,10 @@ ROLES: tuple[Role, Role] = ("runtime", "trainer")
 
 
 @pytest.fixture
-def site(inflection_tasks: list[Task], tmp_path: Path) -> Iterator[Site]:
+def site(inflection_tasks: list[Task], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     """A cluster for each test: it starts in a second, and no test inherits what another did to it.
 
-    The tasks are in the cache; their making is not what is tested here.
+    Its parameter is the number of GPU nodes. The tasks are in the cache; their making is not what is tested here.
     """
     assert inflection_tasks
     if lacking := missing():
@@ -117,7 +118,7 @@ def site(inflection_tasks: list[Task], tmp_path: Path) -> Iterator[Site]:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    with running_cluster() as cluster:
+    with running_cluster(gpu_nodes=getattr(request, "param", 1)) as cluster:
         yield Site(cluster, tmp_path)
 
 
@@ -242,16 +243,55 @@ def _role_processes(directory: RunDirectory, role: Role) -> list[int]:
     return found
 
 
+TWO_NODES = {
+    "launcher__trainer__nodes": "2",
+    "launcher__network__fabric": "tcp",
+    "launcher__network__interface": "eth0",
+}
+
+
+def _processes_named(site: Site, node: str, name: str) -> list[int]:
+    """Processes of a GPU node that have `name` at the start of their title."""
+    return [
+        process
+        for process in site.cluster.processes_of(node)
+        if _command(process).startswith(name) or _command(process).endswith(f"/{name}")
+    ]
+
+
+def _command(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[0]
+    return ""
+
+
+@pytest.mark.parametrize("site", [2], indirect=True)
+def test_a_killed_ray_on_another_node_of_the_trainer_ends_both_jobs(site: Site) -> None:
+    directory = site.launch(**TWO_NODES)
+    site.wait(lambda: _processes_named(site, "gpu2", "raylet"), 120, "Ray on gpu2", directory)
+    os.kill(_processes_named(site, "gpu2", "raylet")[0], signal.SIGKILL)
+    site.wait_until_both_ended(directory)
+    failure = directory.failure()
+    assert failure and failure.role == "trainer" and "gpu2" in failure.cause
+    assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))
+
+
 @pytest.mark.training
-@pytest.mark.timeout(1200)
-def test_two_updates_over_two_nodes_and_a_resume(site: Site) -> None:
-    directory = site.launch()
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("site", [2], indirect=True)
+def test_an_update_on_two_nodes_of_the_trainer_and_a_resume(site: Site) -> None:
+    directory = site.launch(**TWO_NODES, trainer__steps="1")
+    for node in ("gpu1", "gpu2"):
+        site.wait(lambda node=node: _processes_named(site, node, "ray::"), 300, f"ranks on {node}", directory)
     site.wait_until_both_ended(directory, 800)
     states = [site.job(directory, role).state for role in ROLES]
     assert states == ["COMPLETED", "COMPLETED"], site.skyrl("logs", "-n", "60").stdout
     status = site.skyrl("status").stdout
-    assert "state      finished" in status and "steps      2 of 2" in status, status
-    assert site.skyrl("resume", "--set", "trainer.steps=3").returncode == 0
-    site.wait_until_both_ended(directory, 400)
-    assert "steps      3 of 3" in site.skyrl("status").stdout
+    assert "state      finished" in status and "steps      1 of 1" in status, status
+    shards = {file.name for file in directory.checkpoints.glob("global_step_1/actor/model_world_size_*")}
+    assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
+    assert site.skyrl("resume", "--set", "trainer.steps=2").returncode == 0
+    site.wait_until_both_ended(directory, 600)
+    assert "steps      2 of 2" in site.skyrl("status").stdout
     assert " finished " in site.skyrl("list").stdout
+    assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))

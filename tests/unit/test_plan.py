@@ -41,8 +41,9 @@ def test_the_shipped_profile_fits_its_site() -> None:
     ("overrides", "said"),
     [
         (["launcher.runtime.time_limit=5:00:00"], "ends before the trainer's 6:00:00 does: at least 6:00:00 works"),
-        (["launcher.trainer.gpus=0"], "launcher.trainer.gpus = 0: the trainer uses one GPU, so 1 works"),
-        (["launcher.trainer.gpus=4"], "launcher.trainer.gpus = 4: the trainer uses one GPU, so 1 works"),
+        (["launcher.trainer.gpus=0"], "launcher.trainer.gpus = 0: trainer.device = 'cuda' trains on GPUs, so 1 works"),
+        (["launcher.trainer.gpus=4"], "NCCL does not connect slices of one GPU, so 1 works"),
+        (["launcher.trainer.nodes=3"], "trainer.tasks_per_step = 3 works"),
         (["runtime.memory_mb=8192"], "launcher.runtime.memory_gb = 32: 64 works"),
         (["runtime.max_sandboxes=40"], "memory_gb = 32: 40 works, or max_sandboxes = 32"),
         (["launcher.trainer.partition=gpu-test"], "no such partition here; did you mean gpu_test?"),
@@ -57,7 +58,7 @@ def test_the_shipped_profile_fits_its_site() -> None:
 def test_what_can_never_work_is_an_error_with_what_does(overrides: list[str], said: str) -> None:
     found = texts(dev(*overrides))
     assert len(found) == 1 and said in found[0]
-    with pytest.raises(ProfileError, match=r"launcher|checkpoints"):
+    with pytest.raises(ProfileError, match=r"launcher|checkpoints|trainer"):
         require_fit(plan(dev(*overrides), FASRC))
 
 

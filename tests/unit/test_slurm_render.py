@@ -9,7 +9,7 @@ import pytest
 
 from skyrl_stack.launch.slurm.render import render
 from skyrl_stack.run_directory import Role
-from skyrl_stack.site import JobSection, SlurmLauncher
+from skyrl_stack.site import JobSection, NetworkSection, SlurmLauncher
 
 GOLDEN = Path(__file__).parent / "slurm"
 ROLES: list[Role] = ["runtime", "trainer"]
@@ -68,6 +68,21 @@ def test_values_reach_the_role_as_they_are(tmp_path: Path) -> None:
     assert values[:2] == [nasty, str(workdir)], done.stderr
     assert values[5:7] == ["--run-dir", str(workdir / ".skyrl_jobs/20270101-000000_dev")]
     assert not list(tmp_path.rglob("owned"))
+
+
+def test_the_network_is_the_trainers_and_the_sites_own_variables_win() -> None:
+    network = NetworkSection(fabric="infiniband", interface="ib0")
+    launcher = LAUNCHER.model_copy(update={"network": network, "environment": {"NCCL_SOCKET_IFNAME": "^lo"}})
+    assert "NCCL_" not in script("runtime", launcher.model_copy(update={"environment": {}}))
+    text = script("trainer", launcher)
+    assert "export NCCL_NET=IB\n" in text and "export GLOO_SOCKET_IFNAME=ib0\n" in text
+    assert "export NCCL_SOCKET_IFNAME='^lo'\n" in text and "=ib0" not in text.replace("GLOO_SOCKET_IFNAME=ib0", "")
+
+
+def test_several_nodes_run_the_batch_script_once() -> None:
+    trainer = LAUNCHER.trainer.model_copy(update={"nodes": 4})
+    text = script("trainer", LAUNCHER.model_copy(update={"trainer": trainer}))
+    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in text
 
 
 @pytest.mark.parametrize(

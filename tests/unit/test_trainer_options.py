@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_stack.profile import Profile, TrainerSection
+from skyrl_stack.profile import Profile, TrainerSection, load_profile
 from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.trainer import options
@@ -65,3 +65,23 @@ def test_the_agent_loop_that_verl_is_told_exists(directory: RunDirectory) -> Non
     source = Path(options.__file__).parents[2] / f"{module.replace('.', '/')}.py"
     assert f"class {name}(" in source.read_text()
     assert loop["name"] == options.AGENT_LOOP
+
+
+def test_all_ranks_of_all_nodes_train(directory: RunDirectory, tmp_path: Path) -> None:
+    overrides = ["launcher.trainer.nodes=2", "launcher.trainer.gpus=4", "trainer.tensor_parallel=2"]
+    profile = load_profile(Path(__file__).parents[2] / "profiles" / "dev.toml", overrides)
+    told = options.verl_options(profile, directory, ray_dir=tmp_path, address="10.0.0.1")
+    assert (told["trainer.nnodes"], told["trainer.n_gpus_per_node"]) == (2, 4)
+    assert told["actor_rollout_ref.rollout.tensor_model_parallel_size"] == 2
+    assert told["actor_rollout_ref.rollout.agent.num_workers"] == 2
+    assert told["ray_kwargs.ray_init.num_gpus"] == 4
+    assert told["ray_kwargs.ray_init.num_cpus"] >= 3 * 4 + 4  # verl's bundles take 3 a GPU
+    assert told["ray_kwargs.ray_init._node_ip_address"] == "10.0.0.1"
+
+
+def test_the_ranks_meet_by_our_module(directory: RunDirectory, tmp_path: Path) -> None:
+    told = options.environment(directory.profile(), directory, token_file=tmp_path, run_id="r", users={})
+    from skyrl_stack.trainer.rendezvous import METHOD
+
+    assert told["DIST_INIT_METHOD"] == METHOD
+    assert METHOD.startswith("skyrl") and "skyrl_stack.trainer.rendezvous" in told["VERL_USE_EXTERNAL_MODULES"]

@@ -20,6 +20,7 @@ from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Role
 from skyrl_stack.site import JobSection, SlurmLauncher, clock
 from skyrl_stack.tasks.manifest import Standing, require_verified, standing
+from skyrl_stack.trainer.ranks import misfits
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 "Weights and Adam's two moments in float32, of which verl's FSDP checkpoint consists."
@@ -65,7 +66,7 @@ def survey(profile: Profile) -> Site:
 def plan(profile: Profile, site: Site) -> list[Finding]:
     """What speaks against the profile, errors first."""
     launcher = profile.launcher
-    findings = [*_tasks(profile, site), *_episodes(profile), *_disk(profile, site)]
+    findings = [*_tasks(profile, site), *_episodes(profile), *_ranks(profile, site), *_disk(profile, site)]
     if isinstance(launcher, SlurmLauncher):
         findings += _jobs(profile, launcher)
         if site.partitions is None:
@@ -144,20 +145,24 @@ def _jobs(profile: Profile, launcher: SlurmLauncher) -> Iterator[Finding]:
             f"launcher.runtime.time_limit = {runtime.time_limit} ends before the trainer's {trainer.time_limit} does: "
             f"at least {trainer.time_limit} works",
         )
-    for role, job in (("runtime", runtime), ("trainer", trainer)):
-        if job.nodes > 1:
-            yield Finding("error", f"launcher.{role}.nodes = {job.nodes}: the {role} uses one node, so 1 works")
-    yield from _gpus(profile, trainer)
+    if runtime.nodes > 1:
+        yield Finding("error", f"launcher.runtime.nodes = {runtime.nodes}: the runtime uses one node, so 1 works")
     if runtime.gpus:
         yield Finding("warning", f"launcher.runtime.gpus = {runtime.gpus}: the runtime uses none")
     yield from _sandbox_memory(profile, runtime)
 
 
-def _gpus(profile: Profile, job: JobSection) -> Iterator[Finding]:
-    device = profile.trainer.device
-    if device == "cuda" and job.gpus != 1:
-        yield Finding("error", f"launcher.trainer.gpus = {job.gpus}: the trainer uses one GPU, so 1 works")
-    if device == "cpu" and job.gpus:
+def _ranks(profile: Profile, site: Site) -> Iterator[Finding]:
+    job = profile.launcher.trainer if isinstance(profile.launcher, SlurmLauncher) else None
+    offered = {
+        name
+        for partition in site.partitions or ()
+        if job and partition.name == job.partition
+        for name in partition.gpus
+    }
+    gpu_types = {job.gpu_type} if job and job.gpu_type else offered
+    yield from (Finding("error", text) for text in misfits(profile, gpu_types))
+    if job and job.gpus and profile.trainer.device == "cpu":
         yield Finding("warning", f"launcher.trainer.gpus = {job.gpus}, but trainer.device = 'cpu' leaves them idle")
 
 

@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from skyrl_stack.errors import RunDirectoryError, StackError
@@ -16,9 +18,11 @@ from skyrl_stack.profile import Profile
 from skyrl_stack.records import write_atomic
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.tasks.task import read_tasks
-from skyrl_stack.trainer import cluster, dataset, options
-from skyrl_stack.trainer.checkpoints import steps_done
+from skyrl_stack.trainer import cluster, dataset, gpus, options
+from skyrl_stack.trainer.checkpoints import ranks_of, steps_done
 from skyrl_stack.trainer.ending import Ending
+from skyrl_stack.trainer.nodes import other_nodes, own_address
+from skyrl_stack.trainer.ranks import Ranks
 
 
 def main() -> int:
@@ -46,16 +50,27 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
     if done >= profile.trainer.steps:
         print(f"trainer: all {done} steps are done; raise trainer.steps to train on", flush=True)
         return
+    _require_ranks_of_checkpoint(directory, done, Ranks.of(profile))
     ending, launch = Ending(), directory.launch()
     with (
         Presence(directory, "trainer", "runtime", on_lost=ending.peer_lost) as presence,
         ending,
         cluster.private_directory(launch.launch_id, directory.path) as private,
     ):
+        gpus.use_given_gpus()
         directory.await_endpoint("runtime", profile.run.start_timeout_s)
         _prepare(directory, profile, private)
         presence.ready()
         _run(directory, profile, private, ending)
+
+
+def _require_ranks_of_checkpoint(directory: RunDirectory, step: int, ranks: Ranks) -> None:
+    saved = ranks_of(directory.checkpoints, step)
+    if saved not in (None, ranks.total):
+        raise RunDirectoryError(
+            f"{directory.checkpoints}: step {step} was saved in {saved} shards, one a rank, and this launch has "
+            f"{ranks.total} ranks: resume with launcher.trainer.nodes × launcher.trainer.gpus = {saved}"
+        )
 
 
 def _prepare(directory: RunDirectory, profile: Profile, private: Path) -> None:
@@ -77,10 +92,17 @@ def _run(directory: RunDirectory, profile: Profile, private: Path, ending: Endin
     from skyrl_stack.trainer.verl_run import run_verl
 
     print(f"trainer: verl from step {steps_done(directory.checkpoints) + 1} to {profile.trainer.steps}", flush=True)
+
+    @contextmanager
+    def on_all_nodes() -> Iterator[None]:
+        ending.take_signals()
+        with other_nodes(profile, directory.path, private=private, on_lost=ending.node_lost):
+            yield
+
     run_verl(
-        options.verl_options(profile, directory, ray_dir=cluster.ray_directory(private)),
+        options.verl_options(profile, directory, ray_dir=cluster.ray_directory(private), address=own_address(profile)),
         users=options.users_options(profile),
-        ray_started=ending.take_signals,
+        while_ray_runs=on_all_nodes,
     )
 
 

@@ -20,6 +20,7 @@ from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.dispatch import Runtimes
 from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.trainer.ranks import episodes_per_worker
 
 
 class Masked(Exception):
@@ -33,7 +34,7 @@ class Surroundings:
         self.directory = directory
         self.profile: Profile = directory.profile()
         self.tasks: dict[str, Task] = {task.instance_id: task for task in read_tasks(directory.tasks_file)}
-        self.places = asyncio.Semaphore(self.profile.trainer.concurrent_episodes)
+        self.places = asyncio.Semaphore(episodes_per_worker(self.profile))
         self.sandboxes = Runtimes(directory)
 
 

@@ -47,11 +47,11 @@ def ray_directory(private: Path) -> Path:
     return private / "r"
 
 
-def write_token(directory: Path) -> Path:
-    """A fresh token for Ray's own authentication; never on a command line, and unreadable for others."""
+def write_token(directory: Path, token: str | None = None) -> Path:
+    """A token for Ray's own authentication, fresh if none is given; never on a command line, and for us alone."""
     file = directory / "ray_token"
     file.touch(mode=0o600)
-    file.write_text(secrets.token_hex(32))
+    file.write_text(token or secrets.token_hex(32))
     return file
 
 

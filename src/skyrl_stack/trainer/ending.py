@@ -1,4 +1,4 @@
-"""How the trainer ends before its work is done: by signal, or because the other role is gone.
+"""How the trainer ends before its work is done: by signal, or because the other role or a node of its own is gone.
 
 Both become an exception in the main thread, so that everything is closed in order; and if that takes too
 long the process ends at once, and Ray's processes with it (the kernel kills them when their parent dies).
@@ -10,17 +10,17 @@ import threading
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
-from skyrl_stack.errors import PeerLost
+from skyrl_stack.errors import PeerLost, StackError, TrainingStopped
 
 GRACE_S = 12.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Ending:
-    """Inside the block, which is the main thread's, a signal raises SystemExit and a lost peer raises PeerLost."""
+    """Inside the block, which is the main thread's, a signal raises SystemExit, a lost peer or node a StackError."""
 
     def __init__(self) -> None:
-        self._lost: str | None = None
+        self._cause: StackError | None = None
         self._signal = 0
 
     def __enter__(self) -> Self:
@@ -30,8 +30,8 @@ class Ending:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if not self._signal or not isinstance(error, SystemExit):
             return
-        if self._lost:
-            raise PeerLost(self._lost) from None
+        if self._cause:
+            raise self._cause from None
         raise SystemExit(128 + self._signal) from None  # Ray hands on that there was one, but not its code
 
     def take_signals(self) -> None:
@@ -40,8 +40,15 @@ class Ending:
             signal.signal(number, self._end)
 
     def peer_lost(self, reason: str) -> None:
-        """End the block because of `reason`. From any thread."""
-        self._lost = reason
+        """End the block by PeerLost. From any thread."""
+        self._end_by(PeerLost(reason))
+
+    def node_lost(self, reason: str) -> None:
+        """End the block by TrainingStopped. From any thread."""
+        self._end_by(TrainingStopped(reason))
+
+    def _end_by(self, cause: StackError) -> None:
+        self._cause = cause
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, number: int, _: FrameType | None) -> NoReturn:

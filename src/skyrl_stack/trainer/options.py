@@ -10,23 +10,28 @@ from typing import Any
 
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.trainer.ranks import Ranks, agent_workers
 
 AGENT_LOOP = "skyrl_episode"
 "Name under which verl finds our agent loop; `agent_loop_file` says what it is."
+RAY_INIT = "ray_kwargs.ray_init."
+"What verl hands to `ray.init` on the first node; the others are started with the same."
 Options = dict[str, Any]
 
 _OBJECT_STORE_BYTES = 512 << 20
+_CPUS, _CPUS_PER_RANK = 12, 4
+"Logical ones, for Ray to count: verl's actors sleep most of the time, and too few would let them wait for ever."
 _MICRO_BATCH = 4
 
 
-def verl_options(profile: Profile, directory: RunDirectory, *, ray_dir: Path) -> Options:
-    """Options of verl's `ppo_trainer` config by dotted name."""
+def verl_options(profile: Profile, directory: RunDirectory, *, ray_dir: Path, address: str | None = None) -> Options:
+    """Options of verl's `ppo_trainer` config by dotted name. `address` is this node's, where Ray must not choose it."""
     options = (
         _data(profile, directory)
         | _algorithm(profile)
         | _rollout(profile, directory)
         | _run(profile, directory)
-        | _ray(ray_dir)
+        | _ray(profile, ray_dir, address)
     )
     if profile.trainer.device == "cpu":
         options |= _cpu()
@@ -61,13 +66,20 @@ def environment(
         "RAY_AUTH_MODE": "token",  # a cluster that runs code for whoever connects, on a machine with other users
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody moves in when a node ends
+        # A node that is lost is one after five checks, each of which may take as long as the pause before it.
+        "RAY_health_check_failure_threshold": "5",
+        "RAY_health_check_period_ms": str(round(profile.run.peer_timeout_s * 100)),
+        "RAY_health_check_timeout_ms": str(round(profile.run.peer_timeout_s * 100)),
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would end the process before our clean-up
         "TOKENIZERS_PARALLELISM": "false",
         "VERL_FILE_LOGGER_PATH": str(directory.metrics_file),
+        "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.rendezvous",
+        "DIST_INIT_METHOD": "skyrl://",  # rendezvous.py, which cannot be imported before this is set
     }
     if profile.trainer.device == "cpu":
         ours |= {
-            "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.cpu.plugin",
+            "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.rendezvous,skyrl_stack.trainer.cpu.plugin",
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl's FSDP engine is registered
             "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
@@ -119,13 +131,13 @@ def _rollout(profile: Profile, directory: RunDirectory) -> Options:
     return {
         "actor_rollout_ref.model.path": str(directory.model),
         f"{rollout}.name": "vllm",
-        f"{rollout}.tensor_model_parallel_size": 1,
+        f"{rollout}.tensor_model_parallel_size": profile.trainer.tensor_parallel,
         f"{rollout}.n": profile.trainer.rollouts_per_task,
         f"{rollout}.seed": profile.trainer.seed,
         f"{rollout}.max_model_len": profile.model.context_tokens,
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": _MICRO_BATCH,
-        f"{rollout}.agent.num_workers": 1,  # episodes wait for sandboxes, not for this process
+        f"{rollout}.agent.num_workers": agent_workers(profile),
         f"{rollout}.agent.default_agent_loop": AGENT_LOOP,
         f"{rollout}.agent.agent_loop_config_path": str(agent_loop_file(directory)),
         "reward.num_workers": 0,  # the episode brings its reward
@@ -137,12 +149,13 @@ def _rollout(profile: Profile, directory: RunDirectory) -> Options:
 
 
 def _run(profile: Profile, directory: RunDirectory) -> Options:
+    ranks = Ranks.of(profile)
     return {
         "trainer.project_name": profile.trainer.project,
         "trainer.experiment_name": directory.path.name,
         "trainer.logger": ["console", "file", "wandb"],
-        "trainer.nnodes": 1,
-        "trainer.n_gpus_per_node": 1,
+        "trainer.nnodes": ranks.nodes,
+        "trainer.n_gpus_per_node": ranks.per_node,
         "trainer.total_training_steps": profile.trainer.steps,
         "trainer.total_epochs": profile.trainer.steps,  # an epoch has a step at least, so this never ends it early
         "trainer.val_before_train": False,
@@ -153,21 +166,23 @@ def _run(profile: Profile, directory: RunDirectory) -> Options:
     }
 
 
-def _ray(ray_dir: Path) -> Options:
-    init = "ray_kwargs.ray_init"
+def _ray(profile: Profile, ray_dir: Path, address: str | None) -> Options:
+    ranks = Ranks.of(profile)
     return {
-        f"{init}._temp_dir": str(ray_dir),
-        f"{init}.include_dashboard": False,
-        f"{init}.object_store_memory": _OBJECT_STORE_BYTES,
+        f"{RAY_INIT}_node_ip_address": address,
+        f"{RAY_INIT}_temp_dir": str(ray_dir),
+        f"{RAY_INIT}include_dashboard": False,
+        f"{RAY_INIT}object_store_memory": _OBJECT_STORE_BYTES,
+        # Ray would count the GPUs of the machine, or miss that a GPU has slices. On the CPU they are logical.
+        f"{RAY_INIT}num_gpus": ranks.per_node,
+        f"{RAY_INIT}num_cpus": _CPUS + _CPUS_PER_RANK * ranks.per_node,
     }
 
 
 def _cpu() -> Options:
-    """One logical GPU that is the CPU, and full precision, in which rollout and trainer agree exactly."""
+    """Full precision, in which rollout and trainer agree exactly."""
     return {
         "trainer.device": "cpu",
-        "ray_kwargs.ray_init.num_gpus": 1,
-        "ray_kwargs.ray_init.num_cpus": 16,  # logical: verl's actors sleep most of the time
         # The default of 8 storage units, a CPU each, waits for ever on a small machine.
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         "actor_rollout_ref.rollout.name": "transformers",

@@ -1,19 +1,22 @@
 """One run of verl's own `main_ppo`, in this process and on a Ray cluster that ends with it."""
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from skyrl_stack.errors import ProfileError, StackError, TrainingStopped
 from skyrl_stack.trainer.options import Options
 
 
-def run_verl(options: Options, *, users: Collection[str], ray_started: Callable[[], None]) -> None:
+def run_verl(
+    options: Options, *, users: Collection[str], while_ray_runs: Callable[[], AbstractContextManager[None]]
+) -> None:
     """Train until verl's last step. The environment of `options.environment` must be set before the first call.
 
     Args:
         options: verl's options by dotted name.
         users: those of them that the user chose, and may have misspelt.
-        ray_started: called when Ray runs, and has put its signal handlers in place of ours.
+        while_ray_runs: entered when Ray runs, and has put its signal handlers in place of ours; left before it ends.
 
     Raises:
         ProfileError: verl has no such option.
@@ -21,25 +24,27 @@ def run_verl(options: Options, *, users: Collection[str], ray_started: Callable[
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
     class Runner:
-        """verl's task runner, which `run_ppo` makes as soon as it has started Ray."""
+        """verl's task runner, which `run_ppo` makes as soon as Ray runs: on this node, whatever others join."""
 
         @staticmethod
         def remote() -> Any:
-            ray_started()
-            return TaskRunnerV1.remote()
+            stack.enter_context(while_ray_runs())
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            return TaskRunnerV1.options(scheduling_strategy=here).remote()
 
     config = _config(options, users)
-    try:
-        run_ppo(config, task_runner_class=Runner)
-    except RayTaskError as error:
-        raise _cause(error) from error
-    except RayError as error:
-        raise TrainingStopped(f"Ray failed: {error}") from error
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        try:
+            run_ppo(config, task_runner_class=Runner)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except RayError as error:
+            raise TrainingStopped(f"Ray failed: {error}") from error
 
 
 def _config(options: Options, users: Collection[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from skyrl_stack.launch.slurm.network import network_environment
 from skyrl_stack.run_directory import JOB_LOGS, Role
 from skyrl_stack.site import SlurmLauncher
 
@@ -41,7 +42,7 @@ def render(
             job=launcher.job(role),
             account=launcher.account,
             modules=launcher.modules,
-            environment=_environment(launcher),
+            environment=_environment(launcher, role),
             log=JOB_LOGS[role],
             launch_id=launch_id,
             workdir=str(workdir),
@@ -50,10 +51,11 @@ def render(
     )
 
 
-def _environment(launcher: SlurmLauncher) -> dict[str, str]:
+def _environment(launcher: SlurmLauncher, role: Role) -> dict[str, str]:
     scratch = {"TMPDIR": str(launcher.scratch)} if launcher.scratch else {}
     bind = {"APPTAINER_BIND": ",".join(launcher.bind)} if launcher.bind else {}
-    return scratch | bind | launcher.environment
+    network = network_environment(launcher.network) if role == "trainer" else {}
+    return scratch | bind | network | launcher.environment
 
 
 @cache

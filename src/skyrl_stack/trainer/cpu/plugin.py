@@ -3,10 +3,9 @@
 PlatformRegistry        the CPU as a platform                       platform.py
 RolloutReplicaRegistry  a rollout server that needs no GPU          rollout.py
 EngineRegistry          FSDP as it is, found as the "cuda" engine   VERL_ENGINE_DEVICE, see options.py
-torch.distributed       one backend where verl names two, and no port   below
+torch.distributed       one backend where verl names two   below
 """
 
-import os
 from typing import Any
 
 import torch.distributed
@@ -31,10 +30,6 @@ def _init_with_one_backend(backend: str | None = None, *args: Any, **kwargs: Any
     """verl asks for `cpu:gloo,<device>:<backend>`; with the CPU as the device torch refuses the repetition."""
     if backend and backend.count("cpu:gloo") > 1:
         backend = "cpu:gloo"
-    if os.environ.get("WORLD_SIZE") == "1":
-        # verl looked for a free port a minute ago, and another program may have it by now; one process needs no
-        # port that others know, so the kernel may choose.
-        os.environ["MASTER_PORT"] = "0"
     _init_process_group(backend, *args, **kwargs)
 
 
