@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.section import Section, explain, read_toml
-from skyrl_stack.site import Launcher, LocalLauncher, beneath, load_site
+from skyrl_stack.site import Launcher, LocalLauncher, SlurmLauncher, beneath, load_site
 
 SITE_VARIABLE = "SKYRL_SITE"
 "Names the site for whoever does not want to write it into profiles: over the profile, under `--set site=`."
@@ -49,7 +49,7 @@ class RuntimeSection(Section):
     host: str = "127.0.0.1"
     "Address to listen on, and that the trainer connects to; `node` is the name of the node that the runtime is on."
     max_sandboxes: int = Field(default=4, ge=1, le=4096)
-    "Sandboxes alive at once; further starts wait for a place."
+    "Sandboxes alive at once on one node, so `launcher.runtime.nodes` times as many in all; further starts wait."
     start_timeout_s: float = Field(default=120.0, gt=0)
     "How long a start waits for a place and for Podman."
     lease_s: float = Field(default=300.0, ge=5)
@@ -117,12 +117,22 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.trainer.concurrent_episodes > self.runtime.max_sandboxes:
+        if self.trainer.concurrent_episodes > self.sandboxes:
+            nodes = f" on each of {self.runtime_nodes} nodes" if self.runtime_nodes > 1 else ""
             raise ValueError(
                 f"trainer.concurrent_episodes = {self.trainer.concurrent_episodes} needs as many sandboxes, but "
-                f"runtime.max_sandboxes = {self.runtime.max_sandboxes}: raise the second or lower the first"
+                f"runtime.max_sandboxes = {self.runtime.max_sandboxes}{nodes}: raise the second or lower the first"
             )
         return self
+
+    @property
+    def runtime_nodes(self) -> int:
+        return self.launcher.runtime.nodes if isinstance(self.launcher, SlurmLauncher) else 1
+
+    @property
+    def sandboxes(self) -> int:
+        """Alive at once on all nodes together."""
+        return self.runtime_nodes * self.runtime.max_sandboxes
 
 
 def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:

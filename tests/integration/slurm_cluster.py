@@ -1,6 +1,7 @@
 """A real Slurm, private and short-lived: a controller and a few nodes, each with a host name and an address of its own.
 
     cpu1         partition test       shares the network of the machine, so that it can make tasks from a package index
+    cpu2         partition test       in a network namespace, with an empty cache of its own
     gpu1, gpu2   partition gpu_test   each in a network namespace: reaches the others over a bridge and nothing else
 
 Nothing below /etc, /var or /run is touched. The nodes share processes and files with the machine. The GPU is a
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skyrl_stack.sandbox.storage import cache_dir
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "mknod")
 _SBIN = "/usr/sbin:/sbin"
 _PR_SET_PDEATHSIG = 1
@@ -34,10 +37,10 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def running_cluster(*, max_time: str = "6:00:00", gpu_nodes: int = 1) -> Iterator["Cluster"]:
+def running_cluster(*, max_time: str = "6:00:00", gpu_nodes: int = 1, cpu_nodes: int = 1) -> Iterator["Cluster"]:
     """Start a cluster and stop it whatever happens."""
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True) as directory:
-        cluster = Cluster(Path(directory), max_time, _claim_network(), gpu_nodes)
+        cluster = Cluster(Path(directory), max_time, _claim_network(), gpu_nodes, cpu_nodes)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # tests that are told to end clean up, too
         try:
             cluster.start()
@@ -64,11 +67,13 @@ class Cluster:
     number: int
     "Of the subnet, the ports and the bridge, which exists."
     gpu_nodes: int = 1
+    cpu_nodes: int = 1
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bridge = f"sl{self.number}"
-        self.networks = {f"gpu{i}": f"sl{self.number}-gpu{i}" for i in range(1, self.gpu_nodes + 1)}
+        apart = [f"gpu{i}" for i in range(1, self.gpu_nodes + 1)] + [f"cpu{i}" for i in range(2, self.cpu_nodes + 1)]
+        self.networks = {node: f"sl{self.number}-{node}" for node in apart}
         self.addresses = {"cpu1": f"10.213.{self.number}.1"}
         self.addresses |= {node: f"10.213.{self.number}.{10 + i}" for i, node in enumerate(self.networks, start=1)}
         self.conf = self.directory / "slurm.conf"
@@ -91,11 +96,21 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         hosts = str(self.directory / "hosts")
-        inside = ["sh", "-c", 'hostname "$1"; mount --bind "$2" /etc/hosts; exec slurmd -D -N "$1"', "_", node, hosts]
+        mounts = 'mount --bind "$2" /etc/hosts; mount --bind "$3" "$4"'
+        script = f'hostname "$1"; {mounts}; exec slurmd -D -N "$1"'
+        inside = ["sh", "-c", script, "_", node, hosts, str(self.cache(node)), str(cache_dir())]
         argv = ["unshare", "--uts", "--mount", "--propagation", "slave", *inside]
         if node in self.networks:
             argv = ["nsenter", f"--net=/run/netns/{self.networks[node]}", *argv]
         self._start(node, argv)
+
+    def cache(self, node: str) -> Path:
+        """The cache of a node, which it sees where others see theirs."""
+        if node[:3] != "cpu" or node == "cpu1":
+            return cache_dir()
+        place = self.directory / f"cache-{node}"
+        place.mkdir(exist_ok=True)
+        return place
 
     def run(self, *argv: str) -> str:
         """Run a Slurm client on this cluster and return what it printed."""
@@ -207,8 +222,9 @@ class Cluster:
     def _write_configuration(self) -> None:
         device = self.directory / "nvidia0"  # Slurm accepts character devices only; no driver needs to be behind it
         subprocess.run(["mknod", "-m", "666", str(device), "c", "195", "0"], check=True, timeout=30)
-        gres = [f"NodeName={node} Name=gpu Type=a100 File={device}\n" for node in self.networks]
-        (self.directory / "gres.conf").write_text(f"AutoDetect=off\n{''.join(gres)}")
+        cpus, gpus = (",".join(node for node in self.addresses if node.startswith(kind)) for kind in ("cpu", "gpu"))
+        gres = f"NodeName={gpus} Name=gpu Type=a100 File={device}\n"
+        (self.directory / "gres.conf").write_text(f"AutoDetect=off\n{gres}")
         self.conf.write_text(
             _CONFIGURATION.format(
                 d=self.directory,
@@ -218,11 +234,12 @@ class Cluster:
                 slurmd_port=17001 + 4 * self.number,
                 max_time=self.max_time,
                 cpu1=self.addresses["cpu1"],
-                gpus=",".join(self.networks),
+                cpus=cpus,
+                gpus=gpus,
             )
             + "".join(
                 f"NodeName={node} NodeHostname={node} NodeAddr={address} CPUs=16 CoresPerSocket=16 RealMemory=64000 "
-                f"{'Gres=gpu:a100:1' if node in self.networks else ''}\n"
+                f"{'Gres=gpu:a100:1' if node.startswith('gpu') else ''}\n"
                 for node, address in self.addresses.items()
             )
         )
@@ -272,6 +289,6 @@ SlurmdTimeout=20
 MailProg=/bin/true
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-PartitionName=test Nodes=cpu1 Default=YES MaxTime={max_time} State=UP
+PartitionName=test Nodes={cpus} Default=YES MaxTime={max_time} State=UP
 PartitionName=gpu_test Nodes={gpus} MaxTime={max_time} State=UP
 """

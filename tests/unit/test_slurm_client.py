@@ -1,6 +1,8 @@
 """Slurm's answers, recorded from real ones, and how its refusals and its silence are told apart."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
@@ -28,9 +30,26 @@ def test_no_controller_is_not_an_empty_queue() -> None:
         parse_jobs((RECORDED / "squeue-22.05-no-controller.json").read_text())
 
 
-def test_of_two_jobs_of_a_name_the_newest_counts() -> None:
-    text = (RECORDED / "squeue-22.05.json").read_text().replace("done-abc", "runtime-abc")
-    assert parse_jobs(text)["runtime-abc"].id == "3"
+def test_of_several_jobs_of_a_name_one_that_lives_counts_or_the_newest() -> None:
+    text = (RECORDED / "squeue-22.05.json").read_text()
+    assert parse_jobs(text.replace("done-abc", "runtime-abc"))["runtime-abc"].id == "1"
+    assert parse_jobs(text.replace("done-abc", "cancelled-abc"))["cancelled-abc"].id == "4"
+
+
+@pytest.mark.parametrize(
+    ("task", "waiting", "expected"),
+    [
+        (None, "", "7"),
+        (3, "", "5_3"),
+        (None, "1-2", "7_[1-2]"),
+        ({"set": True, "infinite": False, "number": 0}, "", "5_0"),
+        ({"set": False, "infinite": False, "number": 0}, "1-2", "7_[1-2]"),
+    ],
+)
+def test_tasks_of_an_array_are_named_as_slurm_names_them(task: Any, waiting: str, expected: str) -> None:
+    job = {"job_id": 7, "name": "n", "job_state": "RUNNING", "state_reason": "None", "nodes": "", "start_time": 0}
+    array = {"time_limit": 60, "array_job_id": 5, "array_task_id": task, "array_task_string": waiting}
+    assert parse_jobs(json.dumps({"jobs": [job | array]}))["n"].id == expected
 
 
 def test_partitions(slurm: FakeSlurm) -> None:
@@ -89,7 +108,7 @@ def test_the_shells_own_slurm_variables_do_not_win_over_the_script(
     for name in ("SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "here")
     slurm.answers("sbatch", f"env > {tmp_path}/seen; echo '42;cluster'")
-    assert client.submit(tmp_path / "script", tmp_path, after="41") == "42"
+    assert client.submit(tmp_path / "script", tmp_path, after=["41"]) == "42"
     seen = {line.split("=")[0] for line in (tmp_path / "seen").read_text().splitlines()}
     assert {"SLURM_CONF", "WANDB_API_KEY"} <= seen
     assert not {"SBATCH_PARTITION", "SLURM_JOB_ID"} & seen

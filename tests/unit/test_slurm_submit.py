@@ -1,5 +1,6 @@
 """Submission: two jobs or none, and a dry run that leaves exactly what would be submitted."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from fake_slurm import FakeSlurm
 
 from skyrl_stack.errors import RunDirectoryError, SlurmRefused, SlurmUnreachable, StackError
 from skyrl_stack.launch.launch import launch_profile, resume_run
+from skyrl_stack.launch.slurm.submit import join_run
 from skyrl_stack.launch.stop import stop_run
 from skyrl_stack.run_directory import RunDirectory
 
@@ -38,9 +40,9 @@ def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     slurm.answers("sbatch", "case $* in *trainer.sbatch) echo 12;; *) echo 11;; esac")
 
 
-def launch(*, dry_run: bool = False) -> list[str]:
+def launch(*overrides: str, dry_run: bool = False) -> list[str]:
     said: list[str] = []
-    launch_profile("two.toml", [], resume=False, run_dir=None, dry_run=dry_run, say=said.append)
+    launch_profile("two.toml", overrides, resume=False, run_dir=None, dry_run=dry_run, say=said.append)
     return said
 
 
@@ -58,6 +60,34 @@ def test_the_trainer_is_submitted_to_start_after_the_runtime(slurm: FakeSlurm) -
     assert first.endswith("slurm/runtime.sbatch") and "--dependency" not in first
     assert second.endswith("slurm/trainer.sbatch") and "--dependency=after:11 --kill-on-invalid-dep=yes" in second
     assert commands(slurm, "scancel") == []
+
+
+def test_nodes_of_the_runtime_are_jobs_of_their_own_and_the_first_to_start_is_enough(slurm: FakeSlurm) -> None:
+    said = launch("launcher.runtime.nodes=3")
+    assert "runtime: job 11 in partition test on 3 nodes, time limit 1:00:00" in said
+    first, second = commands(slurm, "sbatch")
+    assert " --array=0-2 " in first and " --nodes=" not in first
+    assert " --array" not in second and "--dependency=after:11_0?after:11_1?after:11_2 " in second
+
+
+def test_nodes_that_join_go_on_counting(slurm: FakeSlurm) -> None:
+    launch("launcher.runtime.nodes=2")
+    run, said = RunDirectory.latest(), list[str]()
+    running = {"name": f"runtime-{run.launch().launch_id}", "job_state": "RUNNING", "job_id": 11, "nodes": "n1"}
+    running |= {"state_reason": "None", "start_time": 0, "time_limit": 60}
+    slurm.answers("squeue", f"echo '{json.dumps({'jobs': [running]})}'")
+    join_run(run, 1, said.append)
+    join_run(run, 2, said.append)
+    assert [call.split()[3] for call in commands(slurm, "sbatch")[2:]] == ["--array=2-2", "--array=3-4"]
+    assert run.profile().runtime_nodes == 5
+    assert said[1] == "runtime: job 11_[3-4] in partition test"
+
+
+def test_nobody_joins_a_run_that_is_over(slurm: FakeSlurm) -> None:
+    launch()
+    with pytest.raises(RunDirectoryError, match="while it lasts, and this one is not started"):
+        join_run(RunDirectory.latest(), 1, print)
+    assert len(commands(slurm, "sbatch")) == 2
 
 
 def test_a_refused_second_job_takes_the_first_back(slurm: FakeSlurm) -> None:

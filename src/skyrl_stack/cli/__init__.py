@@ -110,6 +110,17 @@ def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
     resume_run(_run(run_dir), overrides, say=click.echo)
 
 
+@main.command()
+@RUN
+@click.option("--nodes", type=click.IntRange(1, 256), default=1, show_default=True, help="How many more.")
+@one_line_errors
+def join(run_dir: Path | None, nodes: int) -> None:
+    """Give RUN_DIR, by default the newest run, more nodes for its sandboxes while it lasts. Slurm only."""
+    from skyrl_stack.launch.slurm.submit import join_run
+
+    join_run(_run(run_dir), nodes, say=click.echo)
+
+
 @main.command("list")
 @click.argument("root", type=click.Path(path_type=Path), default=Path(".skyrl_jobs"))
 def list_runs(root: Path) -> None:

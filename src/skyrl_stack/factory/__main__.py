@@ -1,4 +1,4 @@
-"""`python -m skyrl_stack.factory --run-dir DIR`: puts the tasks of a run into its directory; called by the launcher."""
+"""`python -m skyrl_stack.factory --run-dir DIR`: a run's tasks, and their images on this node; for the launcher."""
 
 import argparse
 import asyncio
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from skyrl_stack.errors import StackError
 from skyrl_stack.factory.given import given_tasks
+from skyrl_stack.factory.handover import await_images
 from skyrl_stack.factory.make import make_tasks, write_tasks
 from skyrl_stack.records import write_atomic
 from skyrl_stack.run_directory import RunDirectory
@@ -32,11 +33,13 @@ def main() -> int:
 
 
 def provide(directory: RunDirectory) -> None:
-    """Write the tasks of the run: those of `tasks.file`, or else made.
+    """Write the tasks of the run: those of `tasks.file`, or else made; or get what another node has made of them.
 
     Raises:
         StackError: they cannot be had; says why.
     """
+    if asyncio.run(await_images(directory, say)):
+        return
     section = directory.profile().tasks
     if section.file is not None:
         tasks = asyncio.run(given_tasks(section.file, say, unverified=section.unverified))

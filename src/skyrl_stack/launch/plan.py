@@ -113,11 +113,12 @@ def _episodes(profile: Profile) -> Iterator[Finding]:
             f"trainer.concurrent_episodes = {trainer.concurrent_episodes}, but a step has {per_step} episodes "
             f"(tasks_per_step × rollouts_per_task): {per_step} is as fast",
         )
-    if runtime.max_sandboxes > trainer.concurrent_episodes:
+    if profile.sandboxes > trainer.concurrent_episodes:
+        nodes = f" on each of {profile.runtime_nodes} nodes" if profile.runtime_nodes > 1 else ""
         yield Finding(
             "warning",
-            f"runtime.max_sandboxes = {runtime.max_sandboxes}, but {trainer.concurrent_episodes} episodes at once "
-            f"(trainer.concurrent_episodes) use one each",
+            f"runtime.max_sandboxes = {runtime.max_sandboxes}{nodes}, but {trainer.concurrent_episodes} episodes at "
+            f"once (trainer.concurrent_episodes) use one each",
         )
 
 
@@ -145,8 +146,6 @@ def _jobs(profile: Profile, launcher: SlurmLauncher) -> Iterator[Finding]:
             f"launcher.runtime.time_limit = {runtime.time_limit} ends before the trainer's {trainer.time_limit} does: "
             f"at least {trainer.time_limit} works",
         )
-    if runtime.nodes > 1:
-        yield Finding("error", f"launcher.runtime.nodes = {runtime.nodes}: the runtime uses one node, so 1 works")
     if runtime.gpus:
         yield Finding("warning", f"launcher.runtime.gpus = {runtime.gpus}: the runtime uses none")
     yield from _sandbox_memory(profile, runtime)
@@ -177,7 +176,7 @@ def _sandbox_memory(profile: Profile, job: JobSection) -> Iterator[Finding]:
         "error",
         f"runtime.max_sandboxes = {runtime.max_sandboxes} of {runtime.memory_mb} MB may use more than "
         f"launcher.runtime.memory_gb = {job.memory_gb}: {needed_gb} works"
-        + (f", or max_sandboxes = {fitting}" if fitting >= profile.trainer.concurrent_episodes else ""),
+        + (f", or max_sandboxes = {fitting}" if fitting * job.nodes >= profile.trainer.concurrent_episodes else ""),
     )
 
 

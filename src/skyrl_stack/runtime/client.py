@@ -2,7 +2,9 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -73,6 +75,26 @@ class RuntimeClient:
             self.open -= 1
             raise
         return RemoteSandbox(self, RuntimeInfo.model_validate(answer))
+
+    async def fetch_images(self, references: Sequence[str], to: Path) -> None:
+        """Write an archive of images that the runtime has.
+
+        Raises:
+            RuntimeUnavailable: it does not answer, or broke off.
+            SandboxStartFailed: it does not have them all.
+        """
+        url, query = f"{self._url}/images", {"reference": list(references)}
+        timeout = httpx.Timeout(_START_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        try:
+            async with self._http.stream("GET", url, params=query, headers=self._headers, timeout=timeout) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    raise _named_error(answer)
+                with to.open("wb") as file:
+                    async for chunk in answer.aiter_bytes():
+                        file.write(chunk)
+        except httpx.HTTPError as error:
+            raise RuntimeUnavailable(f"runtime at {url}: {type(error).__name__}: {error}") from error
 
     async def control(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S

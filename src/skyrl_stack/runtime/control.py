@@ -1,13 +1,18 @@
 """The control plane: OpenHands' runtime API. One-line routes; `front.py` has checked the token."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import StreamingResponse
 
 from skyrl_stack.runtime.disconnect import unless_disconnected
 from skyrl_stack.runtime.failures import answer_failures
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime.wire import RuntimeInfo, RuntimeRequest, StartRequest
+
+_CHUNK = 1 << 20
 
 
 def control_plane(leases: Leases) -> FastAPI:
@@ -18,6 +23,11 @@ def control_plane(leases: Leases) -> FastAPI:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", **leases.load().model_dump()}
+
+    @app.get("/images")
+    async def images(reference: Annotated[list[str], Query(min_length=1)]) -> StreamingResponse:
+        archive = await leases.save_images(reference)
+        return StreamingResponse(_content(archive), media_type="application/x-tar")
 
     @app.post("/start")
     async def start(body: StartRequest, request: Request) -> RuntimeInfo:
@@ -52,3 +62,11 @@ def control_plane(leases: Leases) -> FastAPI:
         return {"status": lease.status}
 
     return app
+
+
+def _content(file: Path) -> Iterator[bytes]:
+    """What is in `file`, which is then removed."""
+    with file.open("rb") as stream:
+        file.unlink()
+        while chunk := stream.read(_CHUNK):
+            yield chunk

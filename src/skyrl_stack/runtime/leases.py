@@ -8,9 +8,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -101,6 +102,10 @@ class Leases:
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    async def save_images(self, references: Sequence[str]) -> Path:
+        """See `PodmanSandboxes.save_images`."""
+        return await self._sandboxes.save_images(references)
 
     def load(self) -> Load:
         """How full the runtime is; one that is being started counts as alive."""

@@ -74,6 +74,16 @@ class ImageStore:
 
         await self._call(f"import {tar} as {reference}", send)
 
+    async def load(self, archive: Path) -> None:
+        """Add the images of an archive that `podman save` or `docker save` wrote; layers that are here are kept."""
+
+        def send(client: PodmanClient) -> None:
+            headers = {"Content-Type": "application/x-tar"}
+            with archive.open("rb") as data:
+                client.api.post("/images/load", data=data, headers=headers).raise_for_status()
+
+        await self._call(f"load {archive}", send)
+
     async def build(
         self,
         context: Path,

@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 LABEL = "skyrl.launch"
 _INIT = "/run/skyrl-init"
 _CONTROL_TIMEOUT_S = 20.0
+_SAVE_TIMEOUT_S = 1800.0
 _CELL_PROCESSES = 512
 "Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
 
@@ -206,6 +207,25 @@ class PodmanSandboxes:
             raise SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}") from error
         return sandbox
 
+    async def save_images(self, references: Sequence[str]) -> Path:
+        """An archive of images, for a node that lacks them, with what layers they share once. The caller removes it.
+
+        Raises:
+            SandboxStartFailed: Podman refused; an image may be missing.
+            SandboxLost: Podman itself is gone.
+        """
+        if self._service is None or self._directory is None:
+            raise SandboxLost("the provider is closed")
+        archive = self._directory / f"images-{secrets.token_hex(4)}.tar"
+        try:
+            await self._service.call(lambda client: _save(client, references, archive))
+        except BaseException as error:
+            archive.unlink(missing_ok=True)
+            if not isinstance(error, APIError):
+                raise
+            raise SandboxStartFailed(f"cannot save images: {' '.join(str(error.explanation).split())}") from error
+        return archive
+
     def _create(self, client: PodmanClient, name: str, spec: SandboxSpec) -> None:
         container = client.containers.create(
             spec.image,
@@ -256,6 +276,18 @@ class PodmanSandboxes:
             cell.stop()
         if directory:
             remove_private_directory(directory)
+
+
+def _save(client: PodmanClient, references: Sequence[str], archive: Path) -> None:
+    parameters = {"references": list(references), "format": "docker-archive"}
+    answer = client.api.get("/images/export", params=parameters, stream=True, timeout=_SAVE_TIMEOUT_S)
+    try:
+        answer.raise_for_status()
+        with archive.open("wb") as file:
+            for chunk in answer.iter_content(1 << 20):
+                file.write(chunk)
+    finally:
+        answer.close()
 
 
 def _processes_are_counted_by_namespace() -> bool:

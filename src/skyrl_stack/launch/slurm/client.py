@@ -34,6 +34,7 @@ class Job:
     """What Slurm says of a job."""
 
     id: str
+    "Of a job array's tasks: `<array>_<task>`, or `<array>_[<tasks>]` while they wait."
     name: str
     state: str
     reason: str = ""
@@ -61,21 +62,27 @@ class Partition:
     "GPUs of a node by type; the type is empty where the site names none."
 
 
-def submit(script: Path, directory: Path, *, after: str | None = None) -> str:
-    """Submit `script` to run in `directory`, once job `after` has started; returns the job id.
+def submit(script: Path, directory: Path, *, after: Sequence[str] = (), tasks: range | None = None) -> str:
+    """Submit `script` to run in `directory`, once one of the jobs `after` has started; returns the job id.
+
+    With `tasks` it becomes a job array, each task of which is a job of its own.
 
     Raises:
         SlurmRefused: in Slurm's words.
         SlurmUnreachable: it is not known whether the job was taken.
     """
-    return _call(submit_command(script, directory, after=after)).strip().partition(";")[0]
+    return _call(submit_command(script, directory, after=after, tasks=tasks)).strip().partition(";")[0]
 
 
-def submit_command(script: Path, directory: Path, *, after: str | None = None) -> list[str]:
+def submit_command(
+    script: Path, directory: Path, *, after: Sequence[str] = (), tasks: range | None = None
+) -> list[str]:
     """What `submit` runs."""
     # `after` is also satisfied by a job that was cancelled; the roles notice that by themselves.
-    dependency = [f"--dependency=after:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    return ["sbatch", "--parsable", f"--chdir={directory}", *dependency, str(script)]
+    any_of = "?".join(f"after:{job}" for job in after)
+    dependency = [f"--dependency={any_of}", "--kill-on-invalid-dep=yes"] if after else []
+    array = [f"--array={tasks[0]}-{tasks[-1]}"] if tasks else []
+    return ["sbatch", "--parsable", f"--chdir={directory}", *array, *dependency, str(script)]
 
 
 def jobs() -> dict[str, Job]:
@@ -94,14 +101,18 @@ def jobs() -> dict[str, Job]:
 def parse_jobs(answer: str) -> dict[str, Job]:
     """Jobs of `squeue --json` by name, of Slurm 22.05 (plain values) to 24.11 (lists and `{set, number}`).
 
+    Of several of one name, the tasks of an array or a former launch's, it is the one that got furthest and lives, or
+    else the newest.
+
     Raises:
         SlurmUnreachable: Slurm answered that it cannot answer: exit code 0, no jobs, and errors among the JSON.
     """
     content = json.loads(answer)
     if errors := content.get("errors"):
         raise SlurmUnreachable(f"squeue: {errors[0].get('description') or errors[0].get('error')}")
-    records = sorted(content["jobs"], key=lambda record: record["job_id"])
-    return {record["name"]: _job(record) for record in records}  # of one name, the newest
+    jobs = [_job(record) for record in sorted(content["jobs"], key=lambda record: record["job_id"])]
+    jobs.sort(key=lambda job: 0 if job.has_ended else 1 if job.state == "PENDING" else 2)
+    return {job.name: job for job in jobs}
 
 
 def accounted(names: Iterable[str]) -> dict[str, Job]:
@@ -116,14 +127,14 @@ def accounted(names: Iterable[str]) -> dict[str, Job]:
     return {row[1]: Job(row[0], row[1], row[2].split()[0], node=row[3]) for row in rows if len(row) == 4}
 
 
-def cancel(names: Sequence[str]) -> None:
-    """Cancel this user's jobs of these names; those that have ended already are no error.
+def cancel(names: Sequence[str], *, waiting: bool = False) -> None:
+    """Cancel this user's jobs of these names, or those of them that wait; those that have ended are no error.
 
     Raises:
         SlurmUnreachable, SlurmRefused
     """
     for name in names:
-        _call(["scancel", "--me", f"--name={name}"])
+        _call(["scancel", "--me", f"--name={name}", *(["--state=PENDING"] if waiting else [])])
 
 
 def partitions() -> list[Partition]:
@@ -161,7 +172,7 @@ def _environment() -> dict[str, str]:
 def _job(record: dict[str, Any]) -> Job:
     state, reason = record["job_state"], record["state_reason"]
     return Job(
-        id=str(record["job_id"]),
+        id=_id(record),
         name=record["name"],
         state=state if isinstance(state, str) else state[0],
         reason="" if reason == "None" else reason,
@@ -169,6 +180,14 @@ def _job(record: dict[str, Any]) -> Job:
         starts_at=_number(record["start_time"]),
         time_limit_s=60 * _number(record["time_limit"]),
     )
+
+
+def _id(record: dict[str, Any]) -> str:
+    task = record.get("array_task_id")
+    if task is None or (isinstance(task, dict) and not task["set"]):
+        waiting = record.get("array_task_string")
+        return f"{record['job_id']}_[{waiting}]" if waiting else str(record["job_id"])
+    return f"{_number(record['array_job_id'])}_{_number(task)}"
 
 
 def _number(value: int | dict[str, Any] | None) -> int:

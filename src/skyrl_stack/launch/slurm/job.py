@@ -19,7 +19,7 @@ from skyrl_stack.launch.processes import LAUNCH_VARIABLE
 from skyrl_stack.launch.roles import POLL_S, Interrupted, RoleProcesses, signals_ignored, signals_raise
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name
-from skyrl_stack.presence import Watch, declare_gone, record_failure
+from skyrl_stack.presence import INTERVAL_S, Watch, declare_gone, record_failure, write_heartbeat
 from skyrl_stack.records import Incarnation
 from skyrl_stack.run_directory import Role, RunDirectory
 
@@ -57,6 +57,7 @@ class RoleJob:
         self._started = time.monotonic()
         self._next_look = self._started + QUEUE_POLL_S
         self._has_met_peer = False
+        self._next_beat = 0.0
 
     def run(self, *, resume: bool) -> None:
         """Carry the role out to its end.
@@ -73,8 +74,8 @@ class RoleJob:
             self._roles.nothing_left(),
             self._cause_recorded(),
         ):
-            if self.role == "runtime" and not self.directory.tasks_file.is_file():
-                self._roles.make_tasks(attend=self._look_for_living_peer)
+            if self.role == "runtime":
+                self._roles.make_tasks(attend=self._show_life_alone)
             process = self._roles.start(self.role, *(["--resume"] if resume else []))
             self._attend(process)
 
@@ -85,8 +86,11 @@ class RoleJob:
         if process.returncode != 0:
             raise self._roles.failure(self.role, process.returncode)
 
-    def _look_for_living_peer(self) -> None:
-        """While the role itself does not run yet, and so does not watch its peer."""
+    def _show_life_alone(self) -> None:
+        """While the role itself does not run yet, and so neither shows itself nor watches its peer."""
+        if time.monotonic() > self._next_beat:
+            write_heartbeat(self.directory, self.role, self.me, "starting")
+            self._next_beat = time.monotonic() + INTERVAL_S
         self._look_for_peer()
         if self._has_met_peer and (reason := self._watch.lost()):
             raise PeerLost(reason)
@@ -132,15 +136,13 @@ class RoleJob:
 
     @contextmanager
     def _peer_released(self) -> Iterator[None]:
-        """A peer that still waits in the queue would only start to find nobody."""
+        """What still waits in the queue would only start to find nobody. The loss of one node does not end a run."""
         try:
             yield
         finally:
-            with signals_ignored(), suppress(SlurmUnreachable, SlurmRefused, SetupError):
-                name = job_name(self.peer, self.launch_id)
-                job = client.jobs().get(name)
-                if job and job.state == "PENDING":
-                    client.cancel([name])
+            if self.role == "trainer" or self.directory.failure():
+                with signals_ignored(), suppress(SlurmUnreachable, SlurmRefused, SetupError):
+                    client.cancel([job_name(role, self.launch_id) for role in PEER], waiting=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Slurm launch: two jobs that find each other in the run directory, submitted together or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import join
 
-from skyrl_stack.errors import SlurmRefused, StackError
+from skyrl_stack.errors import RunDirectoryError, SlurmRefused, StackError
 from skyrl_stack.launch.roles import signals_ignored, signals_raise
-from skyrl_stack.launch.runs import ROLES, claim
+from skyrl_stack.launch.runs import ROLES, claim, look
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name, render
-from skyrl_stack.profile import Profile
+from skyrl_stack.profile import Profile, override_profile
 from skyrl_stack.records import Launch, publish, write_atomic
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import SlurmLauncher
@@ -41,7 +41,7 @@ class SlurmLaunch:
         with signals_raise():
             try:
                 runtime = self._submit("runtime")
-                self._submit("trainer", after=runtime)
+                self._submit("trainer", after=self._starts(runtime))
             except BaseException as error:
                 outcome = self._take_back()
                 if isinstance(error, StackError):
@@ -55,8 +55,9 @@ class SlurmLaunch:
             script = self.directory.batch_script(role)
             self.say(f"# {script}\n{script.read_text()}")
         for role in ROLES:
-            after = "RUNTIME_JOB_ID" if role == "trainer" else None
-            self.say(join(client.submit_command(self.directory.batch_script(role), self.directory.path, after=after)))
+            after = self._starts("RUNTIME_JOB_ID") if role == "trainer" else ()
+            script, tasks = self.directory.batch_script(role), self._tasks(role)
+            self.say(join(client.submit_command(script, self.directory.path, after=after, tasks=tasks)))
 
     def _write(self) -> None:
         claim(self.directory, self.launch)
@@ -74,15 +75,27 @@ class SlurmLaunch:
             # Its environment may name a proxy with a password.
             write_atomic(self.directory.batch_script(role), text.encode(), mode=0o600)
 
-    def _submit(self, role: Role, after: str | None = None) -> str:
+    def _tasks(self, role: Role) -> range | None:
+        """The runtime's nodes are jobs of their own: each starts, is lost and is cancelled by itself."""
+        nodes = self.launcher.runtime.nodes
+        return range(nodes) if role == "runtime" and nodes > 1 else None
+
+    def _starts(self, runtime: str) -> list[str]:
+        """The jobs of which the first to start lets the trainer start."""
+        tasks = self._tasks("runtime")
+        return [f"{runtime}_{task}" for task in tasks] if tasks else [runtime]
+
+    def _submit(self, role: Role, after: Sequence[str] = ()) -> str:
         self._in_queue.append(role)  # until it is known that it is not
         try:
-            job_id = client.submit(self.directory.batch_script(role), self.directory.path, after=after)
+            script, tasks = self.directory.batch_script(role), self._tasks(role)
+            job_id = client.submit(script, self.directory.path, after=after, tasks=tasks)
         except SlurmRefused as error:
             self._in_queue.remove(role)
             raise SlurmRefused(f"the {role}'s job was refused: {error}") from error
         job = self.launcher.job(role)
-        self.say(f"{role}: job {job_id} in partition {job.partition}, time limit {job.time_limit}")
+        nodes = f" on {job.nodes} nodes" if job.nodes > 1 else ""
+        self.say(f"{role}: job {job_id} in partition {job.partition}{nodes}, time limit {job.time_limit}")
         return job_id
 
     def _take_back(self) -> str:
@@ -96,3 +109,22 @@ class SlurmLaunch:
             except StackError as error:
                 return f"; what was submitted for {roles} could not be cancelled ({error}): see squeue --me"
         return f"; what was submitted for {roles} is cancelled"
+
+
+def join_run(directory: RunDirectory, nodes: int, say: Say) -> None:
+    """Give a run that is under way more nodes for its runtime; its `launcher.runtime.nodes` grows by as many.
+
+    Raises:
+        RunDirectoryError: the run is over, or not on Slurm.
+        SlurmRefused: no node was added.
+    """
+    run = look([directory])[0]
+    launcher = run.profile.launcher
+    if not isinstance(launcher, SlurmLauncher) or run.is_over:
+        state = "is local" if not isinstance(launcher, SlurmLauncher) else f"is {run.state}"
+        raise RunDirectoryError(f"{directory.path}: nodes can join a run on Slurm while it lasts, and this one {state}")
+    had = launcher.runtime.nodes
+    more = range(had, had + nodes)
+    job_id = client.submit(directory.batch_script("runtime"), directory.path, tasks=more)
+    publish(directory.profile_file, override_profile(run.profile, [f"launcher.runtime.nodes={had + nodes}"]))
+    say(f"runtime: job {job_id}_[{more[0]}-{more[-1]}] in partition {launcher.runtime.partition}")
