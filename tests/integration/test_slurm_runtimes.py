@@ -48,15 +48,8 @@ def start_sandbox(site: Site, directory: RunDirectory, instance: int) -> None:
 
 
 def test_nodes_share_images_join_and_leave(site: Site) -> None:
-    argv = [
-        "sbatch",
-        "--parsable",
-        "--partition=gpu_test",
-        "--mem=63000",
-        "--output=/dev/null",
-        "--wrap=exec sleep 600",
-    ]
-    site.cluster.run(*argv)  # the trainer waits: nothing here needs it
+    somebody_elses = ["--partition=gpu_test", "--mem=63000", "--output=/dev/null", "--wrap=exec sleep 600"]
+    site.cluster.run("sbatch", *somebody_elses)  # the trainer waits: nothing here needs it
     directory = site.launch(launcher__runtime__nodes="2", launcher__runtime__memory_gb="40")
     site.wait(lambda: len(ready(directory)) == 2, 120, "two runtimes", directory)
     nodes = ready(directory)
