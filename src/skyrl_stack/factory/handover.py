@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from skyrl_stack.factory.base import Say
+from skyrl_stack.factory.given import ensure_images
 from skyrl_stack.presence import INTERVAL_S, Watch
 from skyrl_stack.records import Endpoint, Incarnation
 from skyrl_stack.run_directory import RunDirectory
@@ -41,10 +42,7 @@ async def await_images(directory: RunDirectory, say: Say) -> bool:
             if made := [image for image in missing if image.startswith(MADE_HERE)]:
                 say(f"{len(made)} images: fetching them from {endpoint.url}")
                 await _fetch(endpoint, made, store)
-        for image in missing:
-            if not image.startswith(MADE_HERE):
-                say(f"pulling {image}")
-                await store.pull(image)
+    await ensure_images(read_tasks(directory.tasks_file), say)
     return True
 
 
