@@ -15,6 +15,7 @@ from skyrl_stack.factory.base import ensure_base
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import make_tasks, write_tasks
 from skyrl_stack.profile import Profile, TasksSection
+from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
@@ -121,5 +122,6 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
 
 
 def command(directory: RunDirectory) -> subprocess.CompletedProcess[str]:
+    publish(directory.launch_file, Launch())
     argv = [sys.executable, "-m", "skyrl_stack.factory", "--run-dir", str(directory.path)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=200)

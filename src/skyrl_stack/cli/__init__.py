@@ -113,7 +113,6 @@ def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
 @main.command()
 @RUN
 @click.option("--nodes", type=click.IntRange(1, 256), default=1, show_default=True, help="How many more.")
-@one_line_errors
 def join(run_dir: Path | None, nodes: int) -> None:
     """Give RUN_DIR, by default the newest run, more nodes for its sandboxes while it lasts. Slurm only."""
     from skyrl_stack.launch.slurm.submit import join_run

@@ -32,23 +32,22 @@ async def await_images(directory: RunDirectory, say: Say) -> bool:
         SetupError: an image cannot be had.
         RuntimeUnavailable: the runtime that has them does not answer.
     """
-    async with ImageStore() as store:
-        missing = await _missing(directory, store) if directory.tasks_file.is_file() else None
-        if missing is None or any(image.startswith(MADE_HERE) for image in missing):
-            endpoint = await _await_serving(directory, say)
-            if endpoint is None:
-                return False
-            missing = await _missing(directory, store)
-            if made := [image for image in missing if image.startswith(MADE_HERE)]:
-                say(f"{len(made)} images: fetching them from {endpoint.url}")
-                await _fetch(endpoint, made, store)
+    if not directory.tasks_file.is_file() or await _lacking(directory):
+        endpoint = await _await_serving(directory, say)  # without the lock of the store, which the maker may need
+        if endpoint is None:
+            return False
+        if made := await _lacking(directory):
+            say(f"{len(made)} images: fetching them from {endpoint.url}")
+            await _fetch(endpoint, made)
     await ensure_images(read_tasks(directory.tasks_file), say)
     return True
 
 
-async def _missing(directory: RunDirectory, store: ImageStore) -> list[str]:
+async def _lacking(directory: RunDirectory) -> list[str]:
+    """Images that were made, and are not in this node's store."""
     images = dict.fromkeys(task.image for task in read_tasks(directory.tasks_file))
-    return [image for image in images if not await store.has(image)]
+    async with ImageStore() as store:
+        return [image for image in images if image.startswith(MADE_HERE) and not await store.has(image)]
 
 
 async def _await_serving(directory: RunDirectory, say: Say) -> Endpoint | None:
@@ -73,9 +72,10 @@ async def _await_serving(directory: RunDirectory, say: Say) -> Endpoint | None:
         waited_s += INTERVAL_S
 
 
-async def _fetch(endpoint: Endpoint, images: list[str], store: ImageStore) -> None:
+async def _fetch(endpoint: Endpoint, images: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="skyrl-images-") as folder:
         archive = Path(folder) / "images.tar"
         async with RuntimeClient(endpoint) as client:
             await client.fetch_images(images, archive)
-        await store.load(archive)
+        async with ImageStore() as store:
+            await store.load(archive)
