@@ -22,6 +22,10 @@ SITE_VARIABLE = "SKYRL_SITE"
 "Names the site for whoever does not want to write it into profiles: over the profile, under `--set site=`."
 
 
+Strategy = Literal["line", "call", "branch", "block", "pair"]
+Help = Literal["place", "tests", "symptom"]
+
+
 class RunSection(Section):
     root: Path = Path(".skyrl_jobs")
     "Directory that holds the run directories; relative to where the launch is typed."
@@ -36,6 +40,10 @@ class TasksSection(Section):
     "PyPI projects, of the factory's catalogue, from which tasks are made."
     per_project: int = Field(default=2, ge=1, le=500)
     "Tasks per project."
+    strategies: tuple[Strategy, ...] = Field(default=("line",), min_length=1)
+    "Kinds of bugs, by turns: a slip in a `line` or a `call`, a missing `branch`, a `block` of statements, a `pair`."
+    help: Help = "place"
+    "What a problem statement gives away: the `place` and the failing tests, the `tests` alone, or only a `symptom`."
     seed: int = Field(default=0, ge=0)
     file: Path | None = None
     "A task file (JSON lines) to use instead of making tasks; its images must be obtainable."

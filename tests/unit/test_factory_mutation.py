@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from skyrl_stack.factory.blocks import branch_mutations, statement_mutations
 from skyrl_stack.factory.candidates import Candidate, candidates
 from skyrl_stack.factory.catalogue import Project, catalogue
-from skyrl_stack.factory.mutation import apply, compiles, lines_of, mutations
+from skyrl_stack.factory.mutation import apply, call_mutations, compiles, lines_of, mutations
 from skyrl_stack.factory.rows import fix_of
 
 SOURCE = '''\
@@ -89,11 +90,11 @@ def test_the_seed_decides_the_order(project: tuple[Project, Path]) -> None:
 
 def test_no_function_comes_again_before_every_other_came(project: tuple[Project, Path]) -> None:
     first, second = listed(project, 5)[:2]
-    assert {first.mutation.function, second.mutation.function} == {"Box.area", "Box.empty"}
+    assert {*first.functions, *second.functions} == {"Box.area", "Box.empty"}
 
 
 def test_the_fix_is_the_diff_back(project: tuple[Project, Path]) -> None:
-    bug = next(bug for bug in listed(project, 0) if bug.mutation.text.strip() == "return False")
+    bug = next(bug for bug in listed(project, 0) if bug.mutations[0].text.strip() == "return False")
     assert fix_of(bug).splitlines() == [
         "diff --git a/inflection/box.py b/inflection/box.py",
         "--- a/inflection/box.py",
@@ -106,3 +107,67 @@ def test_the_fix_is_the_diff_back(project: tuple[Project, Path]) -> None:
         "+            return True",
         "         return (1) + (2)",
     ]
+
+
+CALLS = """\
+def f(a, b):
+    x = min(a, b)
+    return x.lstrip(a, b) if a.b.startswith(x) else g(a, 1)
+"""
+
+
+def test_calls_are_mistaken_for_their_neighbours_and_arguments_are_swapped() -> None:
+    assert {bug.text.strip() for bug in call_mutations(CALLS)} == {
+        "x = max(a, b)",
+        "x = min(b, a)",
+        "return x.rstrip(a, b) if a.b.startswith(x) else g(a, 1)",
+        "return x.lstrip(b, a) if a.b.startswith(x) else g(a, 1)",
+        "return x.lstrip(a, b) if a.b.endswith(x) else g(a, 1)",
+    }
+
+
+BLOCKS = """\
+def f(a):
+    if a:
+        return 1
+    if a > 2:
+        a = 3
+        b = [
+            4,
+        ]
+    elif a > 5:
+        a += 6
+    else:
+        g(a)
+    return a
+"""
+
+
+def test_branches_are_left_out() -> None:
+    whole, other = branch_mutations(BLOCKS)
+    assert apply(BLOCKS, whole) == BLOCKS.replace("    if a:\n        return 1\n", "    pass\n")
+    assert apply(BLOCKS, other) == BLOCKS.replace("    elif a > 5:\n        a += 6\n", "")
+
+
+def test_statements_are_left_out_or_swapped() -> None:
+    found = {apply(BLOCKS, bug) for bug in statement_mutations(BLOCKS)}
+    first, second = "        a = 3\n", "        b = [\n            4,\n        ]\n"
+    assert found == {
+        BLOCKS.replace(first + second, second + first),
+        BLOCKS.replace(second, "        pass\n"),
+        BLOCKS.replace("        a += 6\n", "        pass\n"),
+        BLOCKS.replace("        g(a)\n", "        pass\n"),
+    }
+
+
+def test_two_bugs_are_in_one_file_and_two_functions(tmp_path: Path) -> None:
+    (tmp_path / "box.py").write_text(SOURCE)
+    project = catalogue()["inflection"].model_copy(update={"sources": ("box.py",)})
+    made = list(candidates(project, tmp_path, 0, ("pair",)))
+    assert made
+    for candidate in made:
+        assert set(candidate.functions) == {"Box.area", "Box.empty"}
+        assert fix_of(candidate).count("\n-") == 3  # and the header's
+    both = list(candidates(project, tmp_path, 0, ("line", "pair")))
+    assert [candidate.strategy for candidate in both[:2]] == ["line", "pair"]
+    assert len({candidate.buggy for candidate in both}) == len(both)

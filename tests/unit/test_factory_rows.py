@@ -117,7 +117,7 @@ def test_swebench_takes_the_row_and_runs_it_in_base(project: Project, sdist: Pat
     assert "git checkout c0ffee -- test_inflection.py" in lines
     assert lines.index("SWEBENCH_TEST_EXIT_CODE=$?") == lines.index(": '>>>>> End Test Output'") - 1
     assert subprocess.run(["bash", "-n"], input=row.eval_script, text=True).returncode == 0
-    assert candidate.mutation.function in row.problem_statement
+    assert candidate.functions[0] in row.problem_statement
     assert row.patch not in row.problem_statement
     assert row.instance_id.startswith("pypi__inflection-0.5.1.")
 

@@ -66,7 +66,8 @@ class Workshop:
     async def tasks(self, project: Project, section: TasksSection) -> list[Task]:
         """Tasks of one project, sorted by id, with their images."""
         requirements = await ensure_requirements(self.store, self.base, project.wheels, self.downloads)
-        key = digest(FORMAT, requirements, project.model_dump_json(), str(section.seed), str(section.per_project))
+        wanted = section.model_dump_json(include={"seed", "per_project", "strategies", "help"})
+        key = digest(FORMAT, requirements, project.model_dump_json(), wanted)
         path = self.cache / "tasks" / f"{project.name}-{key}.jsonl"
         if not path.is_file():
             write_tasks(path, await self._make(project, requirements, section))
@@ -90,7 +91,7 @@ class Workshop:
         for candidate, effect in bugs:
             image, head = await self._image(project, requirements, fix_of(candidate))
             how = recipe(project, files=files, commit=head, image=image)
-            tasks.append(make_row(project, candidate, effect, how))
+            tasks.append(make_row(project, candidate, effect, how, section.help))
         return sorted(tasks, key=lambda task: task.instance_id)
 
     async def _image(self, project: Project, requirements: str, fix: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from skyrl_stack.factory.candidates import Candidate
 from skyrl_stack.factory.catalogue import Project
 from skyrl_stack.factory.effects import Effect
 from skyrl_stack.factory.repository import MOMENT
-from skyrl_stack.tasks.diff import diff_of
+from skyrl_stack.profile import Help
+from skyrl_stack.tasks.diff import changed_lines, diff_of
 from skyrl_stack.tasks.task import REPOSITORY, Task
 
 REQUIREMENTS = "/opt/requirements"
@@ -32,13 +33,26 @@ python3 -P -m pytest -rA --tb=no -q -p no:cacheprovider -o addopts= -o pythonpat
 # onto the path by pytest's own option, when pytest is loaded and captures what imported code prints. The last test
 # must fail: where it does not, the code under test has changed how tests are judged.
 
-STATEMENT = """\
-Some tests of {name} {version} fail: `{function}` in `{file}`, or something that it relies on, misbehaves.
+STATEMENTS: dict[Help, str] = {
+    "place": """\
+Some tests of {name} {version} fail: {functions} in `{file}`, or something that it relies on, misbehaves.
 
 Failing tests:
 {tests}
 
-The repository is at {repository}. Fix the library, not the tests, so that these tests pass and no other test breaks."""
+The repository is at {repository}. Fix the library, not the tests, so that these tests pass and no other test breaks.\
+""",
+    "tests": """\
+Some tests of {name} {version} fail:
+{tests}
+
+The repository is at {repository}. Find the cause in the library and fix it there, not in the tests. No other test may
+break.""",
+    "symptom": """\
+{name} {version} does not always do what its documentation and its tests say. The repository is at {repository}. Find
+out what is wrong, and fix the library so that its whole test suite passes.""",
+}
+"By what they give away."
 
 
 def eval_script(project: Project, files: Sequence[str], commit: str) -> str:
@@ -75,17 +89,19 @@ def recipe(project: Project, *, files: Sequence[str], commit: str, image: str) -
     }
 
 
-def make_row(project: Project, candidate: Candidate, effect: Effect, how: Mapping[str, Any]) -> Task:
-    """The task of one bug; `how` is the recipe of its repository."""
+def make_row(
+    project: Project, candidate: Candidate, effect: Effect, how: Mapping[str, Any], level: Help = "place"
+) -> Task:
+    """The task of one bug; `how` is the recipe of its repository, `level` what its statement gives away."""
     patch = fix_of(candidate)
     columns = {
         **how,
         "instance_id": f"{how['instance_id']}.{hashlib.sha256(patch.encode()).hexdigest()[:10]}",
         "environment_setup_commit": how["base_commit"],
-        "problem_statement": STATEMENT.format(
+        "problem_statement": STATEMENTS[level].format(
             name=project.name,
             version=project.version,
-            function=candidate.mutation.function,
+            functions=" and ".join(f"`{function}`" for function in candidate.functions),
             file=candidate.file,
             tests=_listed(effect.fail_to_pass),
             repository=REPOSITORY,
@@ -97,9 +113,24 @@ def make_row(project: Project, candidate: Candidate, effect: Effect, how: Mappin
         "FAIL_TO_PASS": effect.fail_to_pass,
         "PASS_TO_PASS": effect.pass_to_pass,
         "license": project.license,
-        "mutation": candidate.mutation.kind,
+        "strategy": candidate.strategy,
+        "mutation": candidate.kind,
+        "help": level,
+        "measured": _measured(candidate, effect, patch),
     }
     return Task.model_validate(columns)
+
+
+def _measured(candidate: Candidate, effect: Effect, patch: str) -> dict[str, float]:
+    """What makes a task hard, as far as it can be measured without a model."""
+    failing = len(effect.fail_to_pass)
+    return {
+        "changed_lines": changed_lines(patch),
+        "functions": len(candidate.functions),
+        "file_lines": candidate.buggy.count("\n"),
+        "failing_tests": failing,
+        "failing_share": round(failing / (failing + len(effect.pass_to_pass)), 4),
+    }
 
 
 def _listed(tests: Sequence[str]) -> str:

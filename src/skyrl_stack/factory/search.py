@@ -31,7 +31,7 @@ async def find_bugs(
     say(f"{project.name} {project.version}: {len(sound)} tests")
     found: list[tuple[Candidate, Effect]] = []
     dropped: Counter[str] = Counter()
-    supply = candidates(project, root, section.seed)
+    supply = candidates(project, root, section.seed, section.strategies)
     while len(found) < section.per_project and (batch := list(islice(supply, AT_ONCE))):
         runs = await asyncio.gather(*(suite.run({candidate.file: candidate.buggy}) for candidate in batch))
         for candidate, run in zip(batch, runs, strict=True):

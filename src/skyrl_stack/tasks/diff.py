@@ -53,6 +53,12 @@ def diff_of(path: str, old: str | None, new: str | None) -> str:
     return f"diff --git a/{path} b/{path}\n{mode}{body}" if body else ""
 
 
+def changed_lines(patch: str) -> int:
+    """Lines that a patch adds or removes."""
+    lines = patch.splitlines()
+    return sum(line.startswith(("+", "-")) and not line.startswith(("+++ ", "--- ")) for line in lines)
+
+
 def _lines_of(text: str) -> list[str]:
     """Lines with their ends, split at line feeds alone, as git does."""
     return io.StringIO(text, newline="\n").readlines()

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from skyrl_stack.tasks.diff import changed_lines
+from skyrl_stack.tasks.manifest import verified_tasks
 from skyrl_stack.tasks.task import Task, TaskError, read_tasks
 
 SHOWN_TESTS = 10
@@ -19,11 +21,12 @@ def print_tasks(file: Path) -> None:
         TaskError: the file is missing or malformed.
     """
     table = Table(box=SIMPLE, pad_edge=False)
-    for column in ("instance_id", "repo", "tests", "lines", "image"):
+    for column in ("instance_id", "repo", "tests", "lines", "verified", "image"):
         table.add_column(column, justify="right" if column in ("tests", "lines") else "left", overflow="fold")
     count = 0
-    for count, task in enumerate(read_tasks(file), 1):  # noqa: B007
-        table.add_row(task.instance_id, task.repo, _tests(task), str(changed_lines(task.patch)), task.image)
+    for count, (task, found) in enumerate(verified_tasks(file), 1):  # noqa: B007
+        verified = "-" if not found else "accepted" if found.accepted else found.why
+        table.add_row(task.instance_id, task.repo, _tests(task), str(changed_lines(task.patch)), verified, task.image)
     console = _console()
     console.print(table)
     console.print(f"{count} tasks; tests: that must come to pass + that must stay so; lines: of the gold patch")
@@ -53,12 +56,6 @@ def print_task(task: Task) -> None:
     if len(must_pass) > SHOWN_TESTS:
         console.print(f"  and {len(must_pass) - SHOWN_TESTS} more")
     console.print(f"\n{escape(task.patch.strip())}", highlight=False)
-
-
-def changed_lines(patch: str) -> int:
-    """Lines that a patch adds or removes."""
-    lines = patch.splitlines()
-    return sum(line.startswith(("+", "-")) and not line.startswith(("+++ ", "--- ")) for line in lines)
 
 
 def _tests(task: Task) -> str:
