@@ -14,6 +14,7 @@ from skyrl_stack.errors import ProfileError, SetupError
 from skyrl_stack.factory.base import ensure_base
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import make_tasks, write_tasks
+from skyrl_stack.factory.repository import git
 from skyrl_stack.profile import Profile, TasksSection
 from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
@@ -125,3 +126,24 @@ def command(directory: RunDirectory) -> subprocess.CompletedProcess[str]:
     publish(directory.launch_file, Launch())
     argv = [sys.executable, "-m", "skyrl_stack.factory", "--run-dir", str(directory.path)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=200)
+
+
+def test_tasks_of_a_checkout_of_ones_own(tmp_path: Path) -> None:
+    """By the command, which needs neither the catalogue nor an index for it; the result can be verified."""
+    root = tmp_path / "ruler"
+    (root / "tests").mkdir(parents=True)
+    (root / "ruler.py").write_text("def half(x):\n    if x < 0:\n        return None\n    return x // 2\n")
+    tests = "from ruler import half\n\n\ndef test_half():\n    assert half(9) == 4\n\n\ndef test_below():\n"
+    (root / "tests" / "test_ruler.py").write_text(f"{tests}    assert half(-2) is None\n")
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=x")
+    argv = [str(Path(sys.executable).with_name("skyrl-stack")), "tasks", "make", str(tmp_path / "t.jsonl")]
+    argv += ["--from", str(root), "--sources", "ruler.py", "--tests", "tests/test_*.py"]
+    argv += ["--set", "per_project=2", "--set", 'strategies=["branch", "line"]', "--set", "help=symptom"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    one, other = read_tasks(tmp_path / "t.jsonl")
+    assert {(extra := task.model_extra or {})["strategy"] for task in (one, other)} == {"branch", "line"}, extra
+    assert "half" not in one.problem_statement
+    assert one.FAIL_TO_PASS in (("tests/test_ruler.py::test_half",), ("tests/test_ruler.py::test_below",))

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import click
 
+OWN = "A source distribution (.tar.gz) or a git checkout of your own, in place of the catalogue."
+WHEEL = "With --from: a pure-Python wheel that its tests need, besides pytest."
+SETTINGS = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A key of the profile's [tasks], as per_project=10."
+)
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -27,6 +32,40 @@ def import_(source: str, target: Path, split: str, limit: int | None) -> None:
 
     for line in import_tasks(source, target, split=split, limit=limit, say=click.echo).lines():
         click.echo(line)
+
+
+@tasks.command()
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--from", "places", multiple=True, type=click.Path(exists=True, path_type=Path), help=OWN)
+@click.option("--sources", multiple=True, help="With --from: pattern of files to put bugs into, as `src/*/*.py`.")
+@click.option("--tests", multiple=True, help="With --from: pattern of files with tests, as `tests/test_*.py`.")
+@click.option("--wheel", "wheels", multiple=True, type=click.Path(exists=True, path_type=Path), help=WHEEL)
+@SETTINGS
+def make(
+    target: Path,
+    places: tuple[Path, ...],
+    sources: tuple[str, ...],
+    tests: tuple[str, ...],
+    wheels: tuple[Path, ...],
+    overrides: tuple[str, ...],
+) -> None:
+    """Make tasks, of projects of the catalogue or of one of your own, and write them to TARGET."""
+    import asyncio
+
+    from skyrl_stack.factory.make import make_tasks
+    from skyrl_stack.factory.own import own_project
+    from skyrl_stack.profile import Profile, override_profile
+    from skyrl_stack.records import write_atomic
+    from skyrl_stack.sandbox.storage import cache_dir
+
+    if places and not (sources and tests):
+        raise click.UsageError("--from needs --sources and --tests")
+    downloads = cache_dir() / "downloads"
+    own = [own_project(place, sources=sources, tests=tests, wheels=wheels, downloads=downloads) for place in places]
+    section = override_profile(Profile(name="make"), [f"tasks.{override}" for override in overrides]).tasks
+    made = asyncio.run(make_tasks(section, cache_dir(), click.echo, own=own or None))
+    write_atomic(target, made.read_bytes())
+    click.echo(f"{target}: {len(target.read_text().splitlines())} tasks; next: skyrl-stack tasks verify {target}")
 
 
 @tasks.command("list")

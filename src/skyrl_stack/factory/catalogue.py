@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,17 +41,30 @@ class Project(Entry):
     wheels: tuple[Artifact, ...]
 
 
+def runner_wheels() -> tuple[Artifact, ...]:
+    """pytest and what it imports."""
+    wheels = _wheels()
+    return tuple(wheels[name] for name in RUNNER)
+
+
 @cache
 def catalogue() -> dict[str, Project]:
     """All projects by name."""
-    table = tomllib.loads(resources.files(__package__).joinpath("catalogue.toml").read_text())
-    wheels = {name: Artifact(project=name, **entry) for name, entry in table["wheels"].items()}
+    table, wheels = _table(), _wheels()
     projects: dict[str, Project] = {}
     for name, entry in table["projects"].items():
         required = (*RUNNER, *entry.pop("requires", ()))
         sdist = Artifact(project=name, **entry.pop("sdist"))
         projects[name] = Project(name=name, sdist=sdist, wheels=tuple(wheels[wheel] for wheel in required), **entry)
     return projects
+
+
+def _wheels() -> dict[str, Artifact]:
+    return {name: Artifact(project=name, **entry) for name, entry in _table()["wheels"].items()}
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("catalogue.toml").read_text())
 
 
 def choose(names: Iterable[str]) -> list[Project]:

@@ -7,6 +7,7 @@ Tests run in sandboxes of the images that agents and grades get, and the seed de
 
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from skyrl_stack.factory.base import Say, ensure_base
@@ -28,8 +29,12 @@ FORMAT = "1"
 "Goes up when the same project and seed make other tasks than before."
 
 
-async def make_tasks(section: TasksSection, cache: Path, say: Say = print) -> Path:
+async def make_tasks(
+    section: TasksSection, cache: Path, say: Say = print, *, own: Sequence[Project] | None = None
+) -> Path:
     """The task file that `section` describes, below `cache`; all images of its rows are in the image store.
+
+    Of the projects that it names in the catalogue, or of `own`.
 
     Same section, same bytes. Made once; afterwards only looked up.
 
@@ -38,7 +43,7 @@ async def make_tasks(section: TasksSection, cache: Path, say: Say = print) -> Pa
         ProfileError: no such project.
         InfrastructureError: a sandbox failed.
     """
-    projects = choose(section.projects)
+    projects = choose(section.projects) if own is None else own
     async with ImageStore() as store:
         workshop = Workshop(store, await ensure_base(store, section.base_image, say), cache, say)
         tasks = [task for project in projects for task in await workshop.tasks(project, section)]
