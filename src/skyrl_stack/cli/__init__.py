@@ -11,6 +11,7 @@ import click
 
 from skyrl_stack import __version__
 from skyrl_stack.cli.errors import OneLineErrors
+from skyrl_stack.cli.evaluate import evaluate
 from skyrl_stack.cli.images import images
 from skyrl_stack.cli.tasks import tasks
 
@@ -32,6 +33,7 @@ def main() -> None:
 
 main.add_command(tasks)
 main.add_command(images)
+main.add_command(evaluate)
 
 
 @main.command()

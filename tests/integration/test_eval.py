@@ -1,0 +1,179 @@
+"""Evaluation against a real HTTP server that speaks OpenAI's chat API by a script: every way an episode can end."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyrl_stack.agent.calls import render_call
+from skyrl_stack.evaluation import endpoint as endpoint_module
+from skyrl_stack.evaluation.endpoint import ATTEMPTS, Endpoint
+from skyrl_stack.evaluation.profile import evaluation_profile
+from skyrl_stack.evaluation.run import Evaluation
+from skyrl_stack.evaluation.summary import conclude
+from skyrl_stack.factory.make import write_tasks
+from skyrl_stack.tasks.task import Task
+
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
+
+LIMITS = ("agent.max_steps=3", "agent.episode_timeout_s=25")
+FINISH = render_call("finish", message="done")
+
+
+class Script(ThreadingHTTPServer):
+    """Plays `behaviours`, one an episode, in order."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, task: Task, behaviours: list[str]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.fix = render_call("terminal", command=f"git apply - <<'PATCH'\n{task.patch}PATCH")
+        self.behaviours = iter(behaviours)
+        self.behaviour = ""
+        self.refused = 0
+        "Times in a row that the same request was refused."
+        self.asked: list[dict[str, Any]] = []
+        self.headers_seen: set[str | None] = set()
+        self.stopping = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.asked.append(body)
+        turns = sum(message["role"] == "assistant" for message in body["messages"])
+        self.refused = self.refused + 1 if turns == 0 and 0 < self.refused < ATTEMPTS else 0
+        if turns == 0 and not self.refused:
+            self.behaviour = next(self.behaviours)
+        match self.behaviour, turns:
+            case "retried", 0 if not self.refused:
+                self.refused = 1
+                return 429, {"error": {"message": "slow down"}}
+            case "solves" | "retried", 0:
+                return said(self.fix)
+            case "solves" | "retried" | "finishes", _:
+                return said(FINISH)
+            case "talks", _:
+                return said("I have no idea.")
+            case "goes on", _:
+                return said(render_call("terminal", command="true"))
+            case "sleeps", _:
+                self.stopping.wait(100)
+                return 500, {}
+            case "overflows", _:
+                return 400, {"error": {"message": "This model's maximum context length is 8 tokens."}}
+            case "babbles", 0:
+                return said("<tool_call>{no json</tool_call>")
+            case "babbles", _:
+                return said(FINISH)
+        self.refused = self.refused or 1
+        return 503, {"error": {"message": "down"}}
+
+
+def said(text: str) -> tuple[int, dict[str, Any]]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return 200, {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Script
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.headers_seen.add(self.headers["Authorization"])
+        status, answer = self.server.answer(body) if self.path == "/v1/chat/completions" else (404, {})
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with suppress(BrokenPipeError):  # who asked has given up
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+
+BEHAVIOURS = ["solves", "finishes", "talks", "goes on", "sleeps", "overflows", "babbles", "is down", "retried"]
+OUTCOMES = {"Finished": 4, "PlainText": 1, "StepLimit": 1, "TimedOut": 1, "ContextExceeded": 1}
+
+
+@pytest.fixture
+def script(inflection_tasks: list[Task]) -> Iterator[Script]:
+    server = Script(inflection_tasks[0], [*BEHAVIOURS, "solves"])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopping.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_ending_is_counted_and_what_was_lost_is_played_again(
+    inflection_tasks: list[Task], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key")
+    file, out = tmp_path / "one.jsonl", tmp_path / "out"
+    write_tasks(file, inflection_tasks[:1])
+    profile = evaluation_profile(LIMITS, at_once=1)
+    evaluation = Evaluation.open(out, profile, file, "scripted")
+    said_lines: list[str] = []
+    run = evaluation.run(
+        Endpoint(script.url, "scripted"), profile, repetitions=len(BEHAVIOURS), at_once=1, say=said_lines.append
+    )
+    asyncio.run(run)
+    summary = conclude(evaluation, prices=(1.0, 10.0))
+    assert summary
+    assert (summary.tasks, summary.attempts, summary.lost) == (1, 8, 1)
+    assert summary.outcomes == OUTCOMES
+    assert summary.reasons == {"Resolved": 2, "EmptyPatch": 6}
+    assert summary.pass_at[1].mean == pytest.approx(2 / 8)
+    assert summary.pass_at[2].mean == pytest.approx(1 - (6 * 5) / (8 * 7))
+    assert summary.prompt_tokens == 10 * summary.completion_tokens > 0
+    assert summary.dollars == pytest.approx((summary.prompt_tokens + 10 * summary.completion_tokens) / 1e6)
+    assert {"start", "model", "tools", "grade"} <= summary.seconds.keys()
+    assert script.headers_seen == {"Bearer the-key"}
+    assert not any(b"the-key" in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    goes_on_with_what_was_lost(script, file, out, inflection_tasks[0])
+
+
+def goes_on_with_what_was_lost(script: Script, file: Path, out: Path, task: Task) -> None:
+    """By the command this time; only the lost episode is played, and patches are written as SWE-bench takes them."""
+    argv = [str(Path(sys.executable).with_name("skyrl-stack")), "eval", "--tasks", str(file), "--model", script.url]
+    argv += ["--name", "scripted", "--n", str(len(BEHAVIOURS)), "--out", str(out), "--at-once", "1"]
+    argv += [part for limit in LIMITS for part in ("--set", limit)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 9 episodes to play" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["attempts"], summary["lost"], summary["reasons"]["Resolved"]) == (9, 0, 3)
+    (prediction,) = [json.loads(line) for line in (out / "predictions-0.jsonl").read_text().splitlines()]
+    assert prediction.keys() == {"instance_id", "model_name_or_path", "model_patch"}
+    assert prediction["instance_id"] == task.instance_id
+    assert prediction["model_patch"].startswith("diff --git ")
+    assert len(list(out.glob("predictions-*.jsonl"))) == 9
+
+
+def test_an_evaluation_of_other_tasks_and_a_model_that_is_no_url_are_refused(
+    inflection_tasks: list[Task], tmp_path: Path
+) -> None:
+    command = str(Path(sys.executable).with_name("skyrl-stack"))
+    file = tmp_path / "t.jsonl"
+    write_tasks(file, inflection_tasks[:1])
+
+    def refused(model: str) -> str:
+        argv = [command, "eval", "--tasks", str(file), "--model", model, "--out", str(tmp_path / "out")]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "give the URL of an OpenAI-compatible server" in refused("checkpoints/step_3")
+    write_tasks(file, inflection_tasks)
+    assert "an evaluation of other tasks is there" in refused("http://127.0.0.1:9/v1")
