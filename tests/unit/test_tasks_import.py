@@ -15,6 +15,7 @@ from skyrl_stack.tasks.evaluation import specification
 from skyrl_stack.tasks.imports import import_tasks
 from skyrl_stack.tasks.parts import split_tasks
 from skyrl_stack.tasks.recipe import files_of
+from skyrl_stack.tasks.source import read_hub
 from skyrl_stack.tasks.task import Task, TaskError, read_tasks
 
 SOUND, BUGGY = "def f():\n    return 1\n", "def f():\n    return 2\n"
@@ -227,6 +228,18 @@ def test_a_directory_is_read_part_by_part(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"{part}.parquet")
     import_tasks(str(tmp_path), tmp_path / "tasks.jsonl")
     assert [task.instance_id for task in read_tasks(tmp_path / "tasks.jsonl")] == ["a", "b"]
+
+
+def test_a_data_set_as_the_hub_has_it_is_streamed(tmp_path: Path) -> None:
+    """No Hub is in reach: the same package reads a copy of a data set from a directory."""
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train-00000-of-00001.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([R2E, R2E | {"commit_hash": "f" * 40}]), file)
+    rows = [row for _, row in read_hub(str(tmp_path), "train")]
+    assert [row["commit_hash"] for row in rows] == [R2E["commit_hash"], "f" * 40]
+    assert "execution_result_content" not in rows[0]
+    with pytest.raises(TaskError, match="does not give split test"):
+        list(read_hub(str(tmp_path), "test"))
 
 
 def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ def evaluation_profile(overrides: Iterable[str], *, at_once: int) -> Profile:
     """
     defaults = {
         "name": "eval",
-        "agent": {"max_steps": MAX_STEPS, "episode_timeout_s": EPISODE_TIMEOUT_S, "observation_limit_chars": 10_000},
+        "agent": {
+            "max_steps": MAX_STEPS,
+            "episode_timeout_s": EPISODE_TIMEOUT_S,
+            "observation_limit_chars": 10_000,
+            "call_form": "json",
+        },
         "model": {"context_tokens": CONTEXT_TOKENS},
         "runtime": {"max_sandboxes": max(at_once, 4)},
     }

@@ -174,7 +174,7 @@ class _Players:
         policy = ChatPolicy(self.endpoint, self.http)
         key = {"instance_id": task.instance_id, "repetition": repetition}
         try:
-            episode, _ = await run_episode(
+            episode = await run_episode(
                 task,
                 policy=policy,
                 tokenizer=policy.tokenizer,

@@ -28,7 +28,7 @@ def read_rows(source: str, split: str) -> Iterator[tuple[str, Row | TaskError]]:
     if not path.exists():
         if source.endswith(SUFFIXES) or source.startswith(("/", ".")) or source.count("/") != 1:
             raise TaskError(f"{source}: no such file or directory, and no data set's name, which is OWNER/NAME")
-        yield from _of_hub(source, split)
+        yield from read_hub(source, split)
         return
     for file in _files(path, split):
         yield from _of_parquet(file) if file.suffix == ".parquet" else _of_lines(file)
@@ -76,7 +76,8 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{file}:{number}", row
 
 
-def _of_hub(name: str, split: str) -> Iterator[tuple[str, Row]]:
+def read_hub(name: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Rows of a data set of the Hub, or of a copy of one in a directory, streamed by Hugging Face's own package."""
     try:
         from datasets import load_dataset
     except ImportError as error:
