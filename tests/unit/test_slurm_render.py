@@ -79,10 +79,11 @@ def test_the_network_is_the_trainers_and_the_sites_own_variables_win() -> None:
     assert "export NCCL_SOCKET_IFNAME='^lo'\n" in text and "=ib0" not in text.replace("GLOO_SOCKET_IFNAME=ib0", "")
 
 
-def test_several_nodes_run_the_batch_script_once() -> None:
-    trainer = LAUNCHER.trainer.model_copy(update={"nodes": 4})
-    text = script("trainer", LAUNCHER.model_copy(update={"trainer": trainer}))
-    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in text
+def test_the_trainer_is_one_job_of_all_its_nodes_and_the_runtime_a_job_for_each() -> None:
+    several = {role: LAUNCHER.job(role).model_copy(update={"nodes": 4}) for role in ROLES}
+    launcher = LAUNCHER.model_copy(update=several)
+    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in script("trainer", launcher)
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" in script("runtime", launcher)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def render(
         .render(
             name=job_name(role, launch_id),
             job=launcher.job(role),
+            nodes=launcher.trainer.nodes if role == "trainer" else 1,  # each node of the runtime is a job of its own
             account=launcher.account,
             modules=launcher.modules,
             environment=_environment(launcher, role),
