@@ -33,8 +33,7 @@ def verl_options(profile: Profile, directory: RunDirectory, *, ray_dir: Path, ad
         | _run(profile, directory)
         | _ray(profile, ray_dir, address)
     )
-    if profile.trainer.device == "cpu":
-        options |= _cpu()
+    options |= _cpu() if profile.trainer.device == "cpu" else _cuda(profile)
     return options | users_options(profile)
 
 
@@ -85,6 +84,12 @@ def environment(
             "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other leave the cores to the sandboxes
         }
+    else:
+        ours |= {
+            "VLLM_NO_USAGE_STATS": "1",
+            # It is for top-p and top-k, which we leave alone, and would be compiled on the node.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        }
     offline = {} if {"WANDB_API_KEY", "WANDB_BASE_URL"} & users.keys() else {"WANDB_MODE": "offline"}
     wandb = offline | {
         "WANDB_DIR": str(directory.verl),
@@ -120,8 +125,7 @@ def _algorithm(profile: Profile) -> Options:
         f"{actor}.use_kl_loss": False,
         f"{actor}.strategy": "fsdp2",
         f"{actor}.data_loader_seed": profile.trainer.seed,
-        # Flash attention, which packed sequences need, has no wheel for the torch that verl pins.
-        "actor_rollout_ref.model.use_remove_padding": False,
+        # Flash attention has no wheel for the torch that verl pins.
         "actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
     }
 
@@ -176,6 +180,26 @@ def _ray(profile: Profile, ray_dir: Path, address: str | None) -> Options:
         # Ray would count the GPUs of the machine, or miss that a GPU has slices. On the CPU they are logical.
         f"{RAY_INIT}num_gpus": ranks.per_node,
         f"{RAY_INIT}num_cpus": _CPUS + _CPUS_PER_RANK * ranks.per_node,
+        # The default of 8 storage units, a CPU each, may wait for ever.
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+    }
+
+
+def _cuda(profile: Profile) -> Options:
+    """Sequences packed into rows of at most one context: no padding, and the same peak of memory at any mixture.
+
+    PyTorch's own attention keeps packed sequences apart, for transformers sees where positions start again. The
+    logits of a large vocabulary would take most of the memory; the fused kernel makes them piece by piece.
+    """
+    model, actor, rollout = (f"actor_rollout_ref.{part}" for part in ("model", "actor", "rollout"))
+    context = profile.model.context_tokens
+    return {
+        f"{model}.use_remove_padding": True,
+        f"{model}.use_fused_kernels": True,
+        f"{actor}.use_dynamic_bsz": True,
+        f"{actor}.ppo_max_token_len_per_gpu": context,
+        f"{rollout}.log_prob_use_dynamic_bsz": True,
+        f"{rollout}.log_prob_max_token_len_per_gpu": context,
     }
 
 
@@ -183,8 +207,6 @@ def _cpu() -> Options:
     """Full precision, in which rollout and trainer agree exactly."""
     return {
         "trainer.device": "cpu",
-        # The default of 8 storage units, a CPU each, waits for ever on a small machine.
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         "actor_rollout_ref.rollout.name": "transformers",
         "actor_rollout_ref.rollout.dtype": "float32",
         "actor_rollout_ref.rollout.free_cache_engine": False,
@@ -192,6 +214,7 @@ def _cpu() -> Options:
         "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
         "actor_rollout_ref.actor.use_torch_compile": False,
         "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+        "actor_rollout_ref.model.use_remove_padding": False,
     }
 
 

@@ -31,7 +31,7 @@ def fit(
     )
     network.train()
     for step in range(steps):
-        loss = _loss(network, order.sample(traces, min(BATCH, len(traces))))
+        loss = loss_of(network, order.sample(traces, min(BATCH, len(traces))))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -41,15 +41,16 @@ def fit(
     network.eval()
 
 
-def _loss(network: Qwen3ForCausalLM, traces: Sequence[Trajectory]) -> torch.Tensor:
+def loss_of(network: Qwen3ForCausalLM, traces: Sequence[Trajectory]) -> torch.Tensor:
     """Mean over the batch's sampled tokens. Padding comes last, where causal attention never looks back from."""
-    rows = [torch.tensor(trace.prompt_ids + trace.response_ids) for trace in traces]
+    device = network.device
+    rows = [torch.tensor(trace.prompt_ids + trace.response_ids, device=device) for trace in traces]
     inputs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     targets = torch.full_like(inputs, IGNORED)
     for row, trace in enumerate(traces):
         start = len(trace.prompt_ids)
-        sampled = torch.tensor(trace.response_mask, dtype=torch.bool)
-        targets[row, start : start + len(sampled)][sampled] = torch.tensor(trace.response_ids)[sampled]
+        sampled = torch.tensor(trace.response_mask, dtype=torch.bool, device=device)
+        targets[row, start : start + len(sampled)][sampled] = torch.tensor(trace.response_ids, device=device)[sampled]
     targets = targets[:, 1:]
     learnt = targets != IGNORED
     hidden = network.model(input_ids=inputs[:, :-1], use_cache=False).last_hidden_state

@@ -1,0 +1,107 @@
+"""Makes the policy of the measurements: a Qwen3 of production shape, random weights, a start on scripted traces.
+
+`python benchmarks/gpu/model.py PROFILE TOKENIZER TARGET [--layers 28 --hidden 1024] [--steps 150]`
+
+The traces are played by the product's own agent in real sandboxes on the profile's tasks, as for the tiny model. So the
+policy talks in real tool calls and its episodes differ in reward, which random weights alone would not give.
+"""
+
+import argparse
+import asyncio
+import random
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from skyrl_stack.agent.tokens import Trajectory
+from skyrl_stack.factory.make import make_tasks
+from skyrl_stack.profile import Profile, load_profile
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.storage import cache_dir
+from skyrl_stack.tasks.task import read_tasks
+from skyrl_stack.trainer.tiny.supervised import loss_of
+from skyrl_stack.trainer.tiny.traces import Classroom
+
+BATCH = 6
+LEARNING_RATE = 3e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--layers", type=int, default=28, help="28 and hidden 1024: Qwen3-0.6B; 2048: Qwen3-1.7B")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=150, help="supervised steps; 0 leaves the weights random")
+    arguments = parser.parse_args()
+    tokenizer: Any = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    torch.manual_seed(0)
+    network = Qwen3ForCausalLM(shape(tokenizer, layers=arguments.layers, hidden=arguments.hidden)).cuda()
+    if arguments.steps:
+        traces = asyncio.run(play(load_profile(arguments.profile), tokenizer))
+        fit(network, traces, arguments.steps)
+    network.to(torch.bfloat16).save_pretrained(arguments.target)
+    tokenizer.save_pretrained(arguments.target)
+    print(f"model: {network.num_parameters():,} parameters in {arguments.target}", flush=True)
+
+
+def shape(tokenizer: Any, *, layers: int, hidden: int) -> Qwen3Config:
+    """Qwen3's own proportions below 4B: heads of 128, two query heads for each key, tied embeddings."""
+    return Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+
+
+async def play(profile: Profile, tokenizer: Any) -> list[Trajectory]:
+    """Each script's trace on each task of the profile, in sandboxes of this process."""
+    started = time.monotonic()
+    tasks = list(read_tasks(await make_tasks(profile.tasks, cache_dir())))
+    stores, places = [image_store_path()], profile.runtime.max_sandboxes
+    async with PodmanSandboxes(secrets.token_hex(8), image_stores=stores, places=places) as podman:
+        traces = await Classroom(podman, profile).traces(tasks, tokenizer)
+    longest = max(len(trace.prompt_ids) + len(trace.response_ids) for trace in traces)
+    seconds = time.monotonic() - started
+    print(f"model: traces of {len(tasks)} tasks in {seconds:.0f} s, up to {longest} tokens", flush=True)
+    return traces
+
+
+def fit(network: Any, traces: list[Trajectory], steps: int) -> None:
+    """Supervised steps in bfloat16 on full-precision weights."""
+    order, started = random.Random(0), time.monotonic()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
+    )
+    network.train()
+    for step in range(steps):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = loss_of(network, order.sample(traces, min(BATCH, len(traces))))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 24:
+            print(f"model: step {step + 1}, loss {loss.item():.3f}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
