@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from skyrl_stack.errors import RunDirectoryError, StackError
+from skyrl_stack.node import Process
 from skyrl_stack.records import Failure, Heartbeat, Incarnation, Load, publish, read_if_there
 from skyrl_stack.run_directory import Role, RunDirectory
 
@@ -33,7 +34,8 @@ class Presence:
         self.peer: Role = peer
         self.on_lost = on_lost
         self.me = Incarnation.here(directory.launch().launch_id)
-        self.launcher_pid = int(os.environ.get("SKYRL_LAUNCHER_PID", "0"))
+        self._launcher = Process(int(os.environ.get("SKYRL_LAUNCHER_PID", "0")))
+        self._launcher_started = self._launcher.started
         self._watch = Watch(directory, peer, directory.profile().run.peer_timeout_s)
         self._state: str = "starting"
         self._load: Callable[[], Load] | None = None
@@ -79,7 +81,7 @@ class Presence:
                 self.on_lost(reason)
 
     def _reason(self) -> str | None:
-        if self.launcher_pid and os.getppid() != self.launcher_pid:
+        if self._launcher.pid and (self._launcher_started is None or self._launcher.started != self._launcher_started):
             return "the launcher is gone"
         if self.directory.launch().launch_id != self.me.launch_id:
             return "another launch has taken over the run directory"

@@ -108,6 +108,16 @@ class TrainerSection(Section):
     "verl's own options, passed through: a table of `dotted.key = value`."
 
 
+class ImagesSection(Section):
+    """The frozen images that the roles run in; without one, a role runs in the Python environment of the launch."""
+
+    runtime: Path | None = None
+    trainer: Path | None = None
+
+    def of(self, role: Literal["runtime", "trainer"]) -> Path | None:
+        return self.runtime if role == "runtime" else self.trainer
+
+
 class Profile(Section):
     """A resolved profile. Defaults are those of `profiles/local.toml`."""
 
@@ -121,6 +131,7 @@ class Profile(Section):
     grading: GradingSection = GradingSection()
     model: ModelSection = ModelSection()
     trainer: TrainerSection = TrainerSection()
+    images: ImagesSection = ImagesSection()
     launcher: Launcher = LocalLauncher()
 
     @model_validator(mode="after")

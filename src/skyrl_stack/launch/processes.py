@@ -22,7 +22,14 @@ LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 _libc = ctypes.CDLL(None)
 
 
-def start(module: str, arguments: Sequence[str], *, launch_id: str, log: Path | None) -> subprocess.Popen[bytes]:
+def start(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    launch_id: str,
+    log: Path | None,
+    python: Sequence[str] = (sys.executable,),
+) -> subprocess.Popen[bytes]:
     """Start `python -m module` in its own session; its output goes to `log`, or to ours where that is None.
 
     It gets SIGTERM when this process dies, however it dies. Call from the main thread: the kernel ties
@@ -36,7 +43,7 @@ def start(module: str, arguments: Sequence[str], *, launch_id: str, log: Path | 
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log else None
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*python, "-m", module, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

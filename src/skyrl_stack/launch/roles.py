@@ -15,6 +15,7 @@ from types import FrameType
 
 from skyrl_stack.errors import StackError, TrainingStopped
 from skyrl_stack.launch import processes
+from skyrl_stack.launch.frozen import interpreter
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.sandbox.sweep import sweep
 
@@ -36,7 +37,7 @@ class RoleProcesses:
 
     def start(self, role: Role, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start `role`; it prints to `log`, or where we print."""
-        return self._spawn(f"skyrl_stack.{role}", *arguments, log=log)
+        return self._spawn(role, f"skyrl_stack.{role}", *arguments, log=log)
 
     def make_tasks(self, attend: Callable[[], None] = lambda: None) -> None:
         """Make the tasks of the run where the runtime will be, since both need Podman; calls `attend` meanwhile.
@@ -44,7 +45,7 @@ class RoleProcesses:
         Raises:
             TrainingStopped: they could not be made.
         """
-        factory = self._spawn("skyrl_stack.factory", log=None)
+        factory = self._spawn("runtime", "skyrl_stack.factory", log=None)
         while factory.poll() is None:
             attend()
             time.sleep(POLL_S)
@@ -69,9 +70,11 @@ class RoleProcesses:
                 processes.kill_survivors(self.launch_id, launcher=os.getpid())
                 sweep()
 
-    def _spawn(self, module: str, *arguments: str, log: Path | None) -> subprocess.Popen[bytes]:
+    def _spawn(self, role: Role, module: str, *arguments: str, log: Path | None) -> subprocess.Popen[bytes]:
         arguments = ("--run-dir", str(self.directory.path), *arguments)
-        process = processes.start(module, arguments, launch_id=self.launch_id, log=log)
+        process = processes.start(
+            module, arguments, launch_id=self.launch_id, log=log, python=interpreter(self.directory, role)
+        )
         self.started.append(process)
         return process
 

@@ -23,6 +23,7 @@ from skyrl_stack.node import Process
 from skyrl_stack.sandbox import namespaces
 
 PREFIX = "skyrl-"
+CACHE_VARIABLE = "SKYRL_CACHE"
 _SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
 
 
@@ -118,7 +119,7 @@ def cache_dir() -> Path:
 
     Root's sandboxes run as another user, who must be able to reach the images in it: /root is closed to that user.
     """
-    if chosen := os.environ.get("SKYRL_CACHE"):
+    if chosen := os.environ.get(CACHE_VARIABLE):
         path = Path(chosen).expanduser().absolute()
     elif os.geteuid() == 0:
         path = Path("/var/cache/skyrl-stack")

@@ -1,0 +1,70 @@
+"""Which Python a role is started with."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from skyrl_stack.errors import SetupError
+from skyrl_stack.launch import frozen
+from skyrl_stack.profile import ImagesSection, Profile, TrainerSection
+from skyrl_stack.run_directory import RunDirectory
+
+
+def run(tmp_path: Path, *, device: str = "cpu") -> RunDirectory:
+    trainer = TrainerSection.model_validate({"device": device})
+    images = ImagesSection(trainer=tmp_path / "trainer.sif")
+    return RunDirectory.create(tmp_path / "runs", Profile(name="test", images=images, trainer=trainer))
+
+
+@pytest.fixture
+def apptainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has Apptainer; nothing of it is called but for its version."""
+    program = tmp_path / "bin/apptainer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho apptainer version 1.4.5\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SKYRL_CACHE", str(tmp_path / "cache"))
+
+
+def test_without_an_image_it_is_our_own(tmp_path: Path) -> None:
+    assert frozen.interpreter(run(tmp_path), "runtime") == [sys.executable]
+
+
+def test_with_one_it_is_the_images_and_sees_the_run(tmp_path: Path, apptainer: None) -> None:
+    directory = run(tmp_path)
+    command = frozen.interpreter(directory, "trainer")
+    assert command[:2] == ["apptainer", "-q"]
+    assert command[-2:] == [str(tmp_path / "trainer.sif"), "python"]
+    assert f"SKYRL_CACHE={tmp_path / 'cache'}" in command
+    bound = [Path(command[number + 1]) for number, word in enumerate(command) if word == "--bind"]
+    assert any(directory.path.is_relative_to(path) for path in bound)
+    assert "--nv" not in command
+
+
+def test_a_gpu_is_asked_for_only_where_there_is_one(
+    tmp_path: Path, apptainer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = run(tmp_path, device="cuda")
+    monkeypatch.setattr(frozen, "_NVIDIA", tmp_path / "nvidiactl")
+    with pytest.raises(SetupError, match="shows no GPU"):
+        frozen.interpreter(directory, "trainer")
+    (tmp_path / "nvidiactl").touch()
+    assert "--nv" in frozen.interpreter(directory, "trainer")
+
+
+def test_a_missing_image_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(
+        SetupError, match=r"images.trainer = .*trainer.sif: no such file; run `make images NAME=trainer`"
+    ):
+        frozen.require_images(run(tmp_path).profile(), allow_unlocked=True)
+
+
+def test_an_image_that_no_lock_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = run(tmp_path).profile()
+    (tmp_path / "trainer.sif").write_bytes(b"image")
+    with pytest.raises(SetupError, match="knows no image trainer"):
+        frozen.require_images(profile, allow_unlocked=False)
+    frozen.require_images(profile, allow_unlocked=True)
