@@ -26,11 +26,20 @@ class Process:
 
         A process id is given anew; together with this number it is not.
         """
-        try:
-            fields = (self.entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else int(fields[19])
+        fields = self._stat
+        return int(fields[19]) if fields and fields[0] not in "ZX" else None
+
+    @property
+    def parent(self) -> int | None:
+        """The process that it will be, or was, waited for by."""
+        return int(self._stat[1]) if self._stat else None
+
+    @property
+    def _stat(self) -> list[str]:
+        """What follows the command's name in its `stat`; empty where there is no such process."""
+        with suppress(OSError):
+            return (self.entry / "stat").read_text().rpartition(")")[2].split()
+        return []
 
     @property
     def command(self) -> str:

@@ -117,6 +117,11 @@ class ImagesSection(Section):
     def of(self, role: Literal["runtime", "trainer"]) -> Path | None:
         return self.runtime if role == "runtime" else self.trainer
 
+    @property
+    def files(self) -> list[Path]:
+        """Absolute paths of those there are."""
+        return [image.absolute() for image in (self.runtime, self.trainer) if image]
+
 
 class Profile(Section):
     """A resolved profile. Defaults are those of `profiles/local.toml`."""

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.launch import processes
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.sandbox.storage import CACHE_VARIABLE, cache_dir
@@ -42,6 +43,7 @@ def interpreter(directory: RunDirectory, role: Role) -> list[str]:
     if image is None:
         return [sys.executable]
     apptainer.require()
+    processes.adopt_orphans()  # what shows the image outlives a `kill -9` of Apptainer, and carries no mark of ours
     command = ["apptainer", "-q", "exec", "--env", f"{CACHE_VARIABLE}={cache_dir()}"]
     if role == "trainer" and profile.trainer.device == "cuda":
         if not _NVIDIA.exists():  # `--nv` without a GPU succeeds, and says nothing

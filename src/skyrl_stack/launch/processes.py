@@ -16,7 +16,7 @@ from pathlib import Path
 
 from skyrl_stack.node import other_processes
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
 LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 _libc = ctypes.CDLL(None)
@@ -68,6 +68,20 @@ def survivors(launch_id: str, *, launcher: int | None = None) -> list[int]:
     """Processes other than this one that carry the launch id, in no order; only those of one launcher if given."""
     marks = {(LAUNCH_VARIABLE, launch_id)} | (set() if launcher is None else {(LAUNCHER_VARIABLE, str(launcher))})
     return [process.pid for process in other_processes() if marks <= process.environment.items()]
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what a role leaves when it dies, in place of process 1."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_adopted(holding: Path) -> None:
+    """SIGKILL our children that have the file `holding` open."""
+    for process in other_processes():
+        if process.parent == os.getpid() and process.has_open_below(holding):
+            _signal([process.pid], signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
 
 
 def kill_survivors(launch_id: str, *, launcher: int | None = None, grace_s: float = 5.0) -> int:

@@ -68,6 +68,8 @@ class RoleProcesses:
                 for process in reversed(self.started):
                     processes.stop(process, grace_s=STOP_GRACE_S)
                 processes.kill_survivors(self.launch_id, launcher=os.getpid())
+                for image in self.directory.profile().images.files:
+                    processes.kill_adopted(holding=image)
                 sweep()
 
     def _spawn(self, role: Role, module: str, *arguments: str, log: Path | None) -> subprocess.Popen[bytes]:
