@@ -49,6 +49,29 @@ async def main():
 
 asyncio.run(main())
 """
+ROLE = """
+import os, sys, time
+from pathlib import Path
+from skyrl_stack.launch.roles import RoleProcesses
+from skyrl_stack.profile import ImagesSection, Profile
+from skyrl_stack.records import Launch, publish
+from skyrl_stack.run_directory import RunDirectory
+
+image = Path(sys.argv[2])
+profile = Profile(name="sif", images=ImagesSection(runtime=image))
+directory, launch = RunDirectory.create(Path(sys.argv[1]), profile), Launch()
+publish(directory.launch_file, launch)
+roles = RoleProcesses(directory, launch.launch_id)
+with roles.nothing_left():
+    role = roles.start("runtime", log=directory.log("runtime"))
+    deadline = time.monotonic() + 60
+    while not directory.endpoints("runtime") and role.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print(directory.log("runtime").read_text())
+    print("endpoints", len(directory.endpoints("runtime")), flush=True)
+    if sys.argv[3] == "kill":
+        role.kill()
+"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,7 @@ def site() -> Iterator[Site]:
         install(work)
         build_rootfs(work / "rootfs.tar")
         (work / "sandbox.py").write_text(SANDBOX)
+        (work / "role.py").write_text(ROLE)
         if as_root:
             subprocess.run(["chown", "-R", f"{BUILDER}:", work], check=True)
         work.chmod(0o755)
@@ -198,6 +222,19 @@ def test_nothing_runs_on_when_it_is_killed(built: Site, number: signal.Signals) 
     assert "sleep 86421" not in commands()
 
 
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_the_runtime_serves_from_its_image_and_leaves_nothing(built: Site, end: str) -> None:
+    process = built.popen(built.work / "venv/bin/python", built.work / "role.py", built.work / "runs", built.image, end)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.splitlines()[-1] == "endpoints 1", output
+    deadline = time.monotonic() + 10
+    while (left := of_user(built)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    assert [path.name for path in (built.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
+
+
 def test_a_tampered_image_is_refused(built: Site) -> None:
     copy = built.checkout / "images/copy/runtime.sif"
     copy.parent.mkdir()
@@ -224,6 +261,16 @@ def test_what_cannot_be_built_is_one_line(site: Site, arguments: list[str], says
     assert says in output.splitlines()[-1]
     assert output.splitlines()[-1].startswith("skyrl-stack: ")
     assert not (site.work / "other/runtime.sif").exists()
+
+
+def of_user(site: Site) -> list[str]:
+    """Living processes of the site's user that have to do with it."""
+    listed = subprocess.run(["ps", "-eo", "user:32,stat,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    name = site.user or pwd.getpwuid(os.geteuid()).pw_name
+    return [
+        row[2] for row in rows if row[0] == name and row[1][0] != "Z" and "runtime" in row[2] or "squashfuse" in row[2]
+    ]
 
 
 def commands() -> str:
