@@ -264,13 +264,11 @@ def test_what_cannot_be_built_is_one_line(site: Site, arguments: list[str], says
 
 
 def of_user(site: Site) -> list[str]:
-    """Living processes of the site's user that have to do with it."""
-    listed = subprocess.run(["ps", "-eo", "user:32,stat,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    """Living processes of the site's user that serve sandboxes, or show an image."""
     name = site.user or pwd.getpwuid(os.geteuid()).pw_name
-    return [
-        row[2] for row in rows if row[0] == name and row[1][0] != "Z" and "runtime" in row[2] or "squashfuse" in row[2]
-    ]
+    listed = subprocess.run(["ps", "-o", "stat,args", "-u", name], capture_output=True, text=True, check=False).stdout
+    living = [line for line in listed.splitlines() if not line.startswith("Z")]
+    return [line for line in living if "skyrl_stack.runtime" in line or "squashfuse" in line]
 
 
 def commands() -> str:
