@@ -113,6 +113,8 @@ class ImagesSection(Section):
 
     runtime: Path | None = None
     trainer: Path | None = None
+    unlocked: bool = False
+    "Run images that containers/images.lock does not describe."
 
     def of(self, role: Literal["runtime", "trainer"]) -> Path | None:
         return self.runtime if role == "runtime" else self.trainer

@@ -58,13 +58,14 @@ def test_a_missing_image_is_named_before_anything_starts(tmp_path: Path) -> None
     with pytest.raises(
         SetupError, match=r"images.trainer = .*trainer.sif: no such file; run `make images NAME=trainer`"
     ):
-        frozen.require_images(run(tmp_path).profile(), allow_unlocked=True)
+        frozen.require_images(run(tmp_path).profile())
 
 
 def test_an_image_that_no_lock_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     profile = run(tmp_path).profile()
+    unlocked = profile.model_copy(update={"images": profile.images.model_copy(update={"unlocked": True})})
     (tmp_path / "trainer.sif").write_bytes(b"image")
     with pytest.raises(SetupError, match="knows no image trainer"):
-        frozen.require_images(profile, allow_unlocked=False)
-    frozen.require_images(profile, allow_unlocked=True)
+        frozen.require_images(profile)
+    frozen.require_images(unlocked)

@@ -42,15 +42,24 @@ main.add_command(evaluate)
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this profile, or with --run-dir.")
 @click.option("--run-dir", type=RUN_DIRECTORY, help="With --resume: the run directory to go on with.")
 @click.option("--unverified", is_flag=True, help="Train also on given tasks that nobody verified.")
+@click.option("--allow-unlocked", is_flag=True, help="Run images that containers/images.lock does not describe.")
 @click.option("--dry-run", is_flag=True, help="Slurm: write and print what would be submitted, and submit nothing.")
 def launch(
-    config: str, overrides: tuple[str, ...], resume: bool, run_dir: Path | None, unverified: bool, dry_run: bool
+    config: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    run_dir: Path | None,
+    unverified: bool,
+    allow_unlocked: bool,
+    dry_run: bool,
 ) -> None:
     """Run the profile CONFIG: a name in profiles/, or the path of a TOML file."""
     from skyrl_stack.launch.launch import launch_profile
 
     if unverified:
         overrides = (*overrides, "tasks.unverified=true")
+    if allow_unlocked:
+        overrides = (*overrides, "images.unlocked=true")
     launch_profile(config, overrides, resume=resume, run_dir=run_dir, dry_run=dry_run, say=click.echo)
 
 

@@ -16,7 +16,7 @@ from skyrl_stack.sif.lock import LOCK, ImagesLock
 _NVIDIA = Path("/dev/nvidiactl")
 
 
-def require_images(profile: Profile, *, allow_unlocked: bool) -> None:
+def require_images(profile: Profile) -> None:
     """See that the images of the profile are there, and are those of the lock.
 
     Raises:
@@ -28,7 +28,7 @@ def require_images(profile: Profile, *, allow_unlocked: bool) -> None:
             continue
         if not image.is_file():
             raise SetupError(f"images.{role} = {image}: no such file; run `make images NAME={role}`")
-        if not allow_unlocked:
+        if not profile.images.unlocked:
             ImagesLock.read(LOCK).verify(role, image)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from skyrl_stack.errors import ProfileError
+from skyrl_stack.launch.frozen import require_images
 from skyrl_stack.launch.local import LocalLaunch
 from skyrl_stack.launch.plan import plan, require_fit, survey
 from skyrl_stack.launch.slurm.submit import SlurmLaunch
@@ -65,6 +66,7 @@ def find_profile(config: str) -> Path:
 def _require_usable(profile: Profile, *, dry_run: bool, say: Say) -> None:
     if dry_run and profile.launcher.kind != "slurm":
         raise ProfileError("--dry-run shows what would be submitted, but launcher.kind = 'local' submits nothing")
+    require_images(profile)
     findings = plan(profile, survey(profile))
     require_fit(findings)
     for finding in findings:
