@@ -52,6 +52,13 @@ def test_optional_lines_are_left_out_and_bash_takes_the_rest(role: Role) -> None
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_nodes_of_the_trainer_are_one_job_and_those_of_the_runtime_are_not() -> None:
+    job = JobSection(partition="p", time_limit="1:00:00", cpus=1, memory_gb=1, nodes=3)
+    launcher = SlurmLauncher(runtime=job, trainer=job)
+    assert "#SBATCH --nodes=1\n" in script("runtime", launcher)
+    assert "#SBATCH --nodes=3\n" in script("trainer", launcher)
+
+
 def test_values_reach_the_role_as_they_are(tmp_path: Path) -> None:
     """A working directory, a variable and an interpreter full of what a shell would act on."""
     nasty = "a 'b' \"c\" $(touch owned) `touch owned` $HOME; touch owned\n#"
