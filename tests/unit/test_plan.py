@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.launch.plan import Site, plan, require_fit, survey
+from skyrl_stack.launch.plan.plan import plan
+from skyrl_stack.launch.plan.survey import Survey, survey
 from skyrl_stack.launch.slurm.client import Partition
 from skyrl_stack.profile import Profile, load_profile
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 HOURS = 3600.0
-FASRC = Site(
+FASRC = Survey(
     partitions=[
-        Partition("test", 12 * HOURS, 112, 1_000_000, {}),
-        Partition("gpu_test", 12 * HOURS, 64, 487_000, {"nvidia_a100_1g.5gb": 16}),
-        Partition("gpu_test", 12 * HOURS, 64, 487_000, {"nvidia_a100_3g.20gb": 8}),
+        Partition("test", 12 * HOURS, 112, 1_000_000, {}, nodes=12),
+        Partition("gpu_test", 12 * HOURS, 64, 487_000, {"nvidia_a100_1g.5gb": 16}, nodes=12),
+        Partition("gpu_test", 12 * HOURS, 64, 487_000, {"nvidia_a100_3g.20gb": 8}, nodes=12),
     ],
     free_bytes=10**12,
     parameters=5 * 10**8,
@@ -28,13 +29,13 @@ def dev(*overrides: str) -> Profile:
     return load_profile(PROFILES / "dev.toml", overrides)
 
 
-def texts(profile: Profile, site: Site = FASRC, level: str = "error") -> list[str]:
-    return [finding.text for finding in plan(profile, site) if finding.level == level]
+def texts(profile: Profile, site: Survey = FASRC, level: str = "error") -> list[str]:
+    return [finding.text for finding in plan(profile, site).findings if finding.level == level]
 
 
 def test_the_shipped_profile_fits_its_site() -> None:
-    assert plan(dev(), FASRC) == []
-    require_fit(plan(dev(), FASRC))
+    assert plan(dev(), FASRC).findings == []
+    plan(dev(), FASRC).require_fit()
 
 
 @pytest.mark.parametrize(
@@ -52,14 +53,14 @@ def test_the_shipped_profile_fits_its_site() -> None:
         (["launcher.trainer.cpus=65"], "launcher.trainer.cpus = 65: a node of gpu_test has 64 at most"),
         (["launcher.runtime.memory_gb=1000"], "launcher.runtime.memory_gb = 1000: a node of test has 976 at most"),
         (["launcher.trainer.gpu_type=h100"], "a node of gpu_test has 0 of type h100 at most"),
-        (["trainer.save_every=1", "trainer.steps=300"], "300 checkpoints of 6.0 GB do not fit the 1000.0 GB"),
+        (["trainer.save_every=1", "trainer.steps=300"], "300 checkpoints of 6.0 GB do not fit the 1.0 TB"),
     ],
 )
 def test_what_can_never_work_is_an_error_with_what_does(overrides: list[str], said: str) -> None:
     found = texts(dev(*overrides))
     assert len(found) == 1 and said in found[0]
     with pytest.raises(ProfileError, match=r"launcher|checkpoints|trainer"):
-        require_fit(plan(dev(*overrides), FASRC))
+        plan(dev(*overrides), FASRC).require_fit()
 
 
 def test_the_remedy_for_a_full_disk_fits() -> None:
@@ -82,13 +83,13 @@ def test_what_is_a_waste_is_a_warning(overrides: list[str], said: str) -> None:
 
 
 def test_what_is_not_known_is_said_and_refuses_nothing() -> None:
-    notes = texts(dev("launcher.trainer.partition=zzz"), Site(), level="note")
+    notes = texts(dev("launcher.trainer.partition=zzz"), Survey(), level="note")
     assert ["not checked" in note for note in notes] == [True, True]
-    assert texts(dev("launcher.trainer.partition=zzz"), Site()) == []
+    assert texts(dev("launcher.trainer.partition=zzz"), Survey()) == []
 
 
 def test_an_unlimited_partition_takes_any_time() -> None:
-    unlimited = Site(partitions=[Partition("test", None, 112, 10**6, {}), FASRC.partitions[1]])  # type: ignore[index]
+    unlimited = Survey(partitions=[Partition("test", None, 112, 10**6, {}), FASRC.partitions[1]])  # type: ignore[index]
     assert texts(dev("launcher.runtime.time_limit=30-00:00:00"), unlimited) == []
 
 

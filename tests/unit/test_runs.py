@@ -1,6 +1,11 @@
 """Runs: what state a run is in, from its records and from what Slurm says."""
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.launch.status import print_runs, print_status
 from skyrl_stack.presence import record_failure
 from skyrl_stack.profile import Profile
-from skyrl_stack.records import Endpoint, Heartbeat, Incarnation, Launch, publish
+from skyrl_stack.records import Endpoint, Heartbeat, Incarnation, Launch, Load, publish
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import JobSection, LocalLauncher, SlurmLauncher
 
@@ -137,6 +142,47 @@ def test_status_says_what_a_person_asks(slurm: FakeSlurm, tmp_path: Path, capsys
     assert "100:RUNNING 101:PENDING" in capsys.readouterr().out
     with pytest.raises(RunDirectoryError, match="no run there"):
         print_runs(tmp_path / "absent")
+
+
+def test_status_of_several_nodes_has_a_line_for_each(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = launched(tmp_path)
+    queue(slurm, directory, runtime="RUNNING", trainer="PENDING")
+    launch_id = directory.launch().launch_id
+    for instance, alive in enumerate((3, 128)):
+        load = Load(capacity=128, alive=alive, waiting=alive // 64)
+        sign = Heartbeat(launch_id=launch_id, instance=instance, restart=instance, host=f"holy0{instance}", load=load)
+        publish(directory.heartbeat_file("runtime", instance), sign)
+    print_status(directory)
+    said = capsys.readouterr().out
+    assert "2 of 2 nodes ready" in said
+    assert "  node 0    on holy00, ready 0 s ago, 3 of 128 sandboxes in use\n" in said
+    assert "on holy01, ready 0 s ago, started again 1 times, 128 of 128 sandboxes in use, 2 wait for one\n" in said
+
+
+def test_status_is_live_in_a_terminal_until_the_run_is_over(slurm: FakeSlurm, tmp_path: Path) -> None:
+    directory = launched(tmp_path)
+    queue(slurm, directory, runtime="RUNNING", trainer="RUNNING")
+    controller, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("skyrl-stack")), "status", "--watch", str(directory.path)]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=dict(os.environ)) as watching:
+        os.close(terminal)
+        assert "state      running" in read_until(controller, "steps ")
+        queue(slurm, directory, runtime="COMPLETED", trainer="COMPLETED")
+        beat(directory, "trainer", "ended")
+        assert "state      stopped" in read_until(controller, "state      stopped")
+        assert watching.wait(30) == 0
+    os.close(controller)
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What a person sees until `text` has come."""
+    seen = ""
+    while text not in seen:
+        assert select.select([terminal], [], [], 60)[0], seen
+        seen += os.read(terminal, 65536).decode()
+    return seen
 
 
 def test_accounting_is_asked_for_jobs_that_the_queue_has_forgotten(

@@ -53,11 +53,15 @@ def test_tasks_of_an_array_are_named_as_slurm_names_them(task: Any, waiting: str
 
 
 def test_partitions(slurm: FakeSlurm) -> None:
-    lines = "gpu|3-00:00:00|64|1031000+|gpu:nvidia_a100-sxm4-80gb:4(S:0-3)\\ntest|30:00|48|192000|(null)"
-    slurm.answers("sinfo", f"printf '{lines}\\nmine|infinite|4|8000|gpu:2,gpu:a100:1\\n'")
+    lines = "gpu|3-00:00:00|64|1031000+|gpu:nvidia_a100-sxm4-80gb:4(S:0-3)|12\\ntest|30:00|48|192000|(null)|3"
+    slurm.answers("sinfo", f"printf '{lines}\\nmine|infinite|4|8000|gpu:2,gpu:a100:1|1\\n'")
+    rules = (
+        "PartitionName=gpu AllowQos=ALL QoS=N/A MaxNodes=UNLIMITED\\nPartitionName=test QoS=short MaxNodes=2 Nodes=x"
+    )
+    slurm.answers("scontrol", f"printf '{rules}\\n'")
     assert client.partitions() == [
-        Partition("gpu", 259200, 64, 1031000, {"nvidia_a100-sxm4-80gb": 4}),
-        Partition("test", 1800, 48, 192000, {}),
+        Partition("gpu", 259200, 64, 1031000, {"nvidia_a100-sxm4-80gb": 4}, nodes=12),
+        Partition("test", 1800, 48, 192000, {}, nodes=3, nodes_per_job=2, qos="short"),
         Partition("mine", None, 4, 8000, {"": 2, "a100": 1}),
     ]
 

@@ -34,7 +34,8 @@ REFUSES_TRAINER = "case $* in *trainer.sbatch) echo QOSMaxSubmitJobPerUserLimit 
 def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.toml").write_text(PROFILE)
-    slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)'")
+    slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
+    slurm.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
     slurm.answers("squeue", "echo '{\"jobs\": []}'")
     slurm.answers("scancel", "exit 0")
     slurm.answers("sbatch", "case $* in *trainer.sbatch) echo 12;; *) echo 11;; esac")
@@ -114,7 +115,7 @@ def test_what_could_not_be_taken_back_is_said(slurm: FakeSlurm) -> None:
 
 
 def test_a_profile_that_can_never_start_is_not_submitted(slurm: FakeSlurm, tmp_path: Path) -> None:
-    slurm.answers("sinfo", "echo 'test|30:00|16|64000|(null)'")
+    slurm.answers("sinfo", "echo 'test|30:00|16|64000|(null)|1'")
     with pytest.raises(StackError, match="over what test allows: 0:30:00 works"):
         launch()
     assert commands(slurm, "sbatch") == []

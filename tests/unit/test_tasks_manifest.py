@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.launch.plan import Finding, Site, plan, require_fit
+from skyrl_stack.launch.plan.findings import Plan
+from skyrl_stack.launch.plan.plan import plan
+from skyrl_stack.launch.plan.survey import Survey
 from skyrl_stack.profile import Profile
 from skyrl_stack.tasks.diff import diff_of
 from skyrl_stack.tasks.manifest import (
@@ -78,19 +80,19 @@ def test_training_refuses_what_nobody_verified() -> None:
 
 
 def test_a_launch_refuses_it_too_or_says_so_loudly() -> None:
-    def findings(unverified: bool) -> list[Finding]:
+    def planned(unverified: bool) -> Plan:
         given = {"file": "t.jsonl", "unverified": unverified}
         profile = Profile.model_validate({"name": "x", "tasks": given})
-        return plan(profile, Site(standing=Standing(1, 0, 1)))
+        return plan(profile, Survey(standing=Standing(1, 0, 1)))
 
     with pytest.raises(ProfileError, match="1 of 2 tasks are not verified"):
-        require_fit(findings(unverified=False))
-    (warning,) = [finding for finding in findings(unverified=True) if finding.text.startswith("UNVERIFIED")]
+        planned(unverified=False).require_fit()
+    (warning,) = [finding for finding in planned(unverified=True).findings if finding.text.startswith("UNVERIFIED")]
     assert warning.level == "warning"
 
 
 def test_made_tasks_need_no_manifest() -> None:
-    require_fit(plan(Profile(name="x"), Site()))
+    plan(Profile(name="x"), Survey()).require_fit()
 
 
 def checks(**resolved: list[bool]) -> list[Check]:

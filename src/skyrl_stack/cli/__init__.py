@@ -69,14 +69,15 @@ def launch(
 def plan(config: str, overrides: tuple[str, ...]) -> None:
     """Say whether the profile CONFIG fits where it is to run; exit code 1 if it does not."""
     from skyrl_stack.launch.launch import find_profile
-    from skyrl_stack.launch.plan import plan, survey
+    from skyrl_stack.launch.plan.plan import plan
+    from skyrl_stack.launch.plan.survey import survey
+    from skyrl_stack.launch.plan.table import print_plan
     from skyrl_stack.profile import load_profile
 
     profile = load_profile(find_profile(config), overrides)
-    findings = plan(profile, survey(profile))
-    for finding in findings:
-        click.echo(f"{finding.level}: {finding.text}")
-    if any(finding.level == "error" for finding in findings):
+    planned = plan(profile, survey(profile))
+    print_plan(planned)
+    if not planned.fits:
         sys.exit(1)
     click.echo(f"profile {profile.name} can be launched")
 

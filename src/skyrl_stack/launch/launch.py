@@ -6,7 +6,8 @@ from pathlib import Path
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.launch.frozen import require_images
 from skyrl_stack.launch.local import LocalLaunch
-from skyrl_stack.launch.plan import plan, require_fit, survey
+from skyrl_stack.launch.plan.plan import plan
+from skyrl_stack.launch.plan.survey import survey
 from skyrl_stack.launch.slurm.submit import SlurmLaunch
 from skyrl_stack.profile import Profile, load_profile, override_profile
 from skyrl_stack.report import print_report
@@ -67,9 +68,9 @@ def _require_usable(profile: Profile, *, dry_run: bool, say: Say) -> None:
     if dry_run and profile.launcher.kind != "slurm":
         raise ProfileError("--dry-run shows what would be submitted, but launcher.kind = 'local' submits nothing")
     require_images(profile)
-    findings = plan(profile, survey(profile))
-    require_fit(findings)
-    for finding in findings:
+    planned = plan(profile, survey(profile))
+    planned.require_fit()
+    for finding in planned.findings:
         if finding.level == "warning":
             say(f"warning: {finding.text}")
 

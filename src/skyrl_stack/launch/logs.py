@@ -1,4 +1,4 @@
-"""Logs: what both roles print, merged line by line, with the role in front."""
+"""Logs: what both roles print on all their nodes, merged line by line, with who said it in front."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyrl_stack.launch.runs import ROLES, look
-from skyrl_stack.run_directory import Role, RunDirectory
+from skyrl_stack.run_directory import RunDirectory
 
 POLL_S = 0.5
 STATE_POLL_S = 15.0
@@ -27,9 +27,12 @@ class Tail:
             kept = b"".join(content.splitlines(keepends=True)[-lines:]) if lines else b""
             self._read[log] = len(content) - len(kept)
 
-    def new_lines(self, *, unfinished: bool = False) -> Iterator[tuple[Role, str]]:
-        """Lines that have come since the last call; a line without its end waits, unless `unfinished`."""
-        for role, log in self._logs():
+    def new_lines(self, *, unfinished: bool = False) -> Iterator[tuple[str, str]]:
+        """Who said it, and what has come since the last call; a line without its end waits, unless `unfinished`.
+
+        It is the role that says it, or, where the role had several jobs, the job as its logs are named.
+        """
+        for source, log in self._logs():
             with log.open("rb") as stream:
                 stream.seek(self._read.get(log, 0))
                 content = stream.read()
@@ -37,12 +40,15 @@ class Tail:
                 content = content[: content.rfind(b"\n") + 1]
             self._read[log] = self._read.get(log, 0) + len(content)
             for line in content.decode(errors="replace").splitlines():
-                yield role, line
+                yield source, line
 
-    def _logs(self) -> Iterator[tuple[Role, Path]]:
+    def _logs(self) -> Iterator[tuple[str, Path]]:
+        """All that there are by now: a node that joins later brings its own."""
         for role in ROLES:
-            for log in self.directory.role_logs(role):
-                yield role, log
+            logs = self.directory.role_logs(role)
+            has_one_job = len({log.stem for log in logs}) == 1
+            for log in logs:
+                yield (role if has_one_job else log.stem), log
 
 
 def print_logs(directory: RunDirectory, *, last: int, follow: bool) -> None:
@@ -60,6 +66,6 @@ def print_logs(directory: RunDirectory, *, last: int, follow: bool) -> None:
     _print(tail.new_lines(unfinished=True))
 
 
-def _print(lines: Iterator[tuple[Role, str]]) -> None:
-    for role, line in lines:
-        print(f"{role:<7} | {line}", flush=True)
+def _print(lines: Iterator[tuple[str, str]]) -> None:
+    for source, line in lines:
+        print(f"{source:<7} | {line}", flush=True)

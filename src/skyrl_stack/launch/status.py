@@ -16,6 +16,7 @@ from skyrl_stack.launch.runs import ROLES, Run, all_runs, look
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.client import Job
 from skyrl_stack.launch.slurm.render import job_name
+from skyrl_stack.records import Heartbeat
 from skyrl_stack.report import read_episodes
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import clock
@@ -33,7 +34,7 @@ def watch_status(directory: RunDirectory) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            run = look([directory])[0]
+            run = _with_accounts(look([directory])[0])
             live.update(Text("\n".join(status_lines(run))), refresh=True)
             if run.is_over:
                 return
@@ -49,6 +50,7 @@ def status_lines(run: Run) -> Iterator[str]:
         return
     for role in ROLES:
         yield f"{role:<10} {', '.join(_role_facts(run, role)) or 'no sign of it yet'}"
+        yield from _instances(run, role)
     episodes = list(read_episodes(run.directory))
     lost = sum(episode.error is not None for episode in episodes)
     yield f"episodes   {len(episodes)} finished{f', {lost} of them lost to infrastructure' if lost else ''}"
@@ -73,13 +75,14 @@ def print_runs(root: Path) -> None:
 def runs_table(runs: Iterable[Run]) -> Table:
     """A row a run, the oldest first."""
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "profile", "state", "step", "jobs", "error"):
+    for column in ("run", "profile", "state", "step", "reward", "jobs", "error"):
         table.add_column(column, overflow="fold")
     for run in runs:
         jobs = " ".join(f"{job.id}:{job.state}" for job in (run.jobs or {}).values())
         steps = f"{run.steps[-1].number if run.steps else 0}/{run.profile.trainer.steps}"
-        error = run.failure.cause if run.failure else ""
-        table.add_row(run.directory.path.name, run.profile.name, run.state, steps, jobs, Text(error))
+        reward = f"{run.steps[-1].reward_mean:.2f}" if run.steps else ""
+        error = Text(run.failure.cause if run.failure else "")
+        table.add_row(run.directory.path.name, run.profile.name, run.state, steps, reward, jobs, error)
     return table
 
 
@@ -88,9 +91,33 @@ def _role_facts(run: Run, role: Role) -> Iterator[str]:
         yield from _job_facts(job)
     elif run.is_slurm:
         yield "Slurm does not answer" if run.jobs is None else "no job in the queue"
-    if heartbeat := run.directory.heartbeat(role):
-        yield f"{heartbeat.state} {_ago(heartbeat.at)} ago"
-    if (endpoint := run.directory.endpoint(role)) and not run.is_over:
+    heartbeats = run.directory.heartbeats(role)
+    if len(heartbeats) == 1:
+        yield from _sign_of_life(run, role, *heartbeats.items())
+    elif heartbeats:
+        yield f"{sum(heartbeat.state == 'ready' for heartbeat in heartbeats.values())} of {len(heartbeats)} nodes ready"
+
+
+def _instances(run: Run, role: Role) -> Iterator[str]:
+    """A line for each node of a role that has several."""
+    heartbeats = run.directory.heartbeats(role)
+    if len(heartbeats) > 1:
+        for instance in sorted(heartbeats):
+            facts = _sign_of_life(run, role, (instance, heartbeats[instance]))
+            yield f"  node {instance:<4} on {heartbeats[instance].host}, {', '.join(facts)}"
+
+
+def _sign_of_life(run: Run, role: Role, sign: tuple[int, Heartbeat]) -> Iterator[str]:
+    instance, heartbeat = sign
+    yield f"{heartbeat.state} {_ago(heartbeat.at)} ago"
+    if heartbeat.restart:
+        yield f"started again {heartbeat.restart} times"
+    if run.is_over:
+        return
+    if load := heartbeat.load:
+        waiting = f", {load.waiting} wait for one" if load.waiting else ""
+        yield f"{load.alive} of {load.capacity} sandboxes in use{waiting}"
+    if endpoint := run.directory.endpoints(role).get(instance):
         yield f"at {endpoint.url}"
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,12 @@ class Partition:
     memory_mb: int
     gpus: dict[str, int]
     "GPUs of a node by type; the type is empty where the site names none."
+    nodes: int = 1
+    "Nodes of this size."
+    nodes_per_job: int | None = None
+    "None is unlimited."
+    qos: str = ""
+    "The quality of service whose limits hold for every job of the partition, too."
 
 
 def submit(script: Path, directory: Path, *, after: Sequence[str] = (), tasks: range | None = None) -> str:
@@ -124,7 +130,11 @@ def accounted(names: Iterable[str]) -> dict[str, Job]:
     except (SlurmRefused, SlurmUnreachable, SetupError):
         return {}
     rows = [line.split("|") for line in answer.splitlines()]
-    return {row[1]: Job(row[0], row[1], row[2].split()[0], node=row[3]) for row in rows if len(row) == 4}
+    nowhere = "None assigned"  # cancelled in the queue; one that could not have started yet is not told by its name
+    return {
+        name: Job(job_id, name, state.split()[0], node="" if node == nowhere else node)
+        for job_id, name, state, node in (row for row in rows if len(row) == 4)
+    }
 
 
 def cancel(names: Sequence[str], *, waiting: bool = False) -> None:
@@ -141,10 +151,23 @@ def partitions() -> list[Partition]:
     """What the partitions offer.
 
     Raises:
-        SlurmUnreachable, SlurmRefused
+        SlurmUnreachable, SlurmRefused, SetupError
     """
-    answer = _call(["sinfo", "--noheader", "--exact", "--format=%R|%l|%c|%m|%G"])
-    return [_partition(line) for line in answer.splitlines() if line.count("|") == 4]
+    answer = _call(["sinfo", "--noheader", "--exact", "--format=%R|%l|%c|%m|%G|%D"])
+    rules = dict(map(_rules, _call(["scontrol", "--oneliner", "show", "partition"]).splitlines()))
+    found = [_partition(line) for line in answer.splitlines() if line.count("|") == 5]
+    return [replace(partition, **rules.get(partition.name, {})) for partition in found]
+
+
+def accounting(*words: str) -> list[list[str]]:
+    """Rows that `sacctmgr show` has for these words.
+
+    Raises:
+        SlurmUnreachable, SlurmRefused
+        SetupError: the site has no such command.
+    """
+    answer = _call(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", *words])
+    return [line.split("|") for line in answer.splitlines() if line.strip()]
 
 
 def _call(argv: Sequence[str]) -> str:
@@ -198,9 +221,17 @@ def _number(value: int | dict[str, Any] | None) -> int:
 
 
 def _partition(line: str) -> Partition:
-    name, limit, cpus, memory_mb, gres = line.split("|")
+    name, limit, cpus, memory_mb, gres, nodes = line.split("|")
     gpus = {kind: int(count) for kind, count in re.findall(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)", gres)}
-    return Partition(name, _limit_s(limit), int(cpus.rstrip("+")), int(memory_mb.rstrip("+")), gpus)
+    return Partition(name, _limit_s(limit), int(cpus.rstrip("+")), int(memory_mb.rstrip("+")), gpus, int(nodes))
+
+
+def _rules(line: str) -> tuple[str, dict[str, Any]]:
+    """Name and rules of a partition, of a line of `scontrol show partition`."""
+    said = {name: value for name, _, value in (word.partition("=") for word in line.split())}
+    nodes, qos = said.get("MaxNodes", ""), said.get("QoS", "N/A")
+    rules = {"nodes_per_job": int(nodes) if nodes.isdigit() else None, "qos": "" if qos == "N/A" else qos}
+    return said.get("PartitionName", ""), rules
 
 
 def _limit_s(limit: str) -> float | None:

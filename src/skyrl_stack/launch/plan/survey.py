@@ -1,0 +1,62 @@
+"""Survey: what is seen of the place where a run is to be, asked once before it is planned."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
+from skyrl_stack.launch.plan.model import Shape, read_parameters, read_shape
+from skyrl_stack.launch.slurm import client, limits
+from skyrl_stack.launch.slurm.client import Partition
+from skyrl_stack.launch.slurm.limits import Limit
+from skyrl_stack.profile import Profile
+from skyrl_stack.tasks.manifest import Standing, standing
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen; None is what could not be seen."""
+
+    partitions: Sequence[Partition] | None = None
+    limits: Sequence[Limit] = ()
+    "Of accounting; none where the site has no accounting."
+    free_bytes: int | None = None
+    "On the file system of `run.root`."
+    free_files: int | None = None
+    shape: Shape | None = None
+    "Of the model."
+    parameters: int | None = None
+    "Of the model, counted in its weights."
+    standing: Standing | None = None
+    "Of the tasks of `tasks.file`; None where tasks are made, which measures each as it is made."
+
+
+def survey(profile: Profile) -> Survey:
+    """Look at the place that `profile` means to use. Nothing here waits for a network but Slurm's own commands."""
+    root = profile.run.root.absolute()
+    root = next(folder for folder in (root, *root.parents) if folder.exists())
+    partitions = _partitions() if profile.launcher.kind == "slurm" else None
+    return Survey(
+        partitions=partitions,
+        limits=limits.limits() if partitions is not None else (),
+        free_bytes=shutil.disk_usage(root).free,
+        free_files=_free_files(root),
+        shape=read_shape(profile.model.path),
+        parameters=read_parameters(profile.model.path),
+        standing=standing(profile.tasks.file) if profile.tasks.file else None,
+    )
+
+
+def _partitions() -> list[Partition] | None:
+    try:
+        return client.partitions()
+    except (SlurmUnreachable, SlurmRefused, SetupError):
+        return None
+
+
+def _free_files(folder: Path) -> int | None:
+    """Inodes; file systems that make them as they go say 0."""
+    status = os.statvfs(folder)
+    return status.f_favail if status.f_files else None
