@@ -1,15 +1,28 @@
-"""What every tool that acts in the sandbox shares: an executor that reaches it through the bridge."""
+"""What every tool here shares: a schema made once, and an executor that reaches the sandbox through the bridge."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from openhands.sdk.tool import Action, Observation, ToolExecutor
+from openhands.sdk.tool import Action, Observation, ToolDefinition, ToolExecutor
 
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
 
 if TYPE_CHECKING:
     from openhands.sdk.conversation.impl.local_conversation import LocalConversation
     from openhands.sdk.conversation.state import ConversationState
+
+
+class FixedTool[A: Action, O: Observation](ToolDefinition[A, O]):
+    """A tool whose words do not change, so that its schema is made once: OpenHands makes it anew for every turn."""
+
+    def to_openai_tool(self, *args: Any, **options: Any) -> Any:
+        key = (type(self), args, tuple(sorted(options.items())))
+        if key not in _SCHEMAS:
+            _SCHEMAS[key] = super().to_openai_tool(*args, **options)
+        return _SCHEMAS[key]
+
+
+_SCHEMAS: dict[Any, Any] = {}
 
 
 class SandboxExecutor[A: Action, O: Observation](ToolExecutor[A, O]):

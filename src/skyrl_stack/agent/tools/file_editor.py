@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from openhands.sdk.tool import Action, Observation, ToolDefinition
+from openhands.sdk.tool import Action, Observation
 from pydantic import Field
 
 from skyrl_stack.agent.tools.cap import cap_middle
 from skyrl_stack.agent.tools.editing import EditRefused, insert_after, invalid, numbered, replace_once, view
-from skyrl_stack.agent.tools.executor import SandboxExecutor
+from skyrl_stack.agent.tools.executor import FixedTool, SandboxExecutor
 from skyrl_stack.sandbox.contract import FileMissing
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class SandboxEditorExecutor(SandboxExecutor[SandboxEditorAction, SandboxEditorOb
         return cap_middle(text, self._limits.observation_limit_chars)
 
 
-class SandboxEditorTool(ToolDefinition[SandboxEditorAction, SandboxEditorObservation]):
+class SandboxEditorTool(FixedTool[SandboxEditorAction, SandboxEditorObservation]):
     """Named `file_editor`, as OpenHands' own, which edits files of the host and is not registered here."""
 
     name: ClassVar[str] = "file_editor"

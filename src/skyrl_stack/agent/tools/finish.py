@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from openhands.sdk.tool.builtins.finish import FinishTool
 
+from skyrl_stack.agent.tools.executor import FixedTool
+
 if TYPE_CHECKING:
     from openhands.sdk.conversation.state import ConversationState
 
 
-class BriefFinishTool(FinishTool):
+class BriefFinishTool(FixedTool, FinishTool):
     """OpenHands ends the conversation after the tool of this name."""
 
     name: ClassVar[str] = FinishTool.name

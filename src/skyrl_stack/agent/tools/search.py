@@ -10,11 +10,11 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from openhands.sdk.tool import Action, Observation, ToolDefinition
+from openhands.sdk.tool import Action, Observation
 from pydantic import Field, field_validator
 
 from skyrl_stack.agent.tools.cap import cap_middle
-from skyrl_stack.agent.tools.executor import SandboxExecutor
+from skyrl_stack.agent.tools.executor import FixedTool, SandboxExecutor
 from skyrl_stack.agent.tools.glob_pattern import base_and_pattern, glob_regex
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class SandboxGlobExecutor(_SearchExecutor[SandboxGlobAction]):
         return f"Found {count} file(s) matching pattern '{action.pattern}' in '{root}':\n{listed}{cut}"
 
 
-class SandboxGrepTool(ToolDefinition[SandboxGrepAction, SearchObservation]):
+class SandboxGrepTool(FixedTool[SandboxGrepAction, SearchObservation]):
     """Named `grep`, as OpenHands' own, which searches the host and is not registered here."""
 
     name: ClassVar[str] = "grep"
@@ -142,7 +142,7 @@ class SandboxGrepTool(ToolDefinition[SandboxGrepAction, SearchObservation]):
         ]
 
 
-class SandboxGlobTool(ToolDefinition[SandboxGlobAction, SearchObservation]):
+class SandboxGlobTool(FixedTool[SandboxGlobAction, SearchObservation]):
     """Named `glob`, as OpenHands' own, which searches the host and is not registered here."""
 
     name: ClassVar[str] = "glob"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from openhands.sdk.tool import Action, Observation, ToolDefinition
+from openhands.sdk.tool import Action, Observation
 from pydantic import Field, field_validator
 
 from skyrl_stack.agent.outcome import Ending, Outcome
 from skyrl_stack.agent.tools.cap import cap_middle
-from skyrl_stack.agent.tools.executor import SandboxExecutor
+from skyrl_stack.agent.tools.executor import FixedTool, SandboxExecutor
 from skyrl_stack.sandbox.contract import CommandResult
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SandboxTerminalExecutor(SandboxExecutor[SandboxTerminalAction, SandboxTerm
         return new
 
 
-class SandboxTerminalTool(ToolDefinition[SandboxTerminalAction, SandboxTerminalObservation]):
+class SandboxTerminalTool(FixedTool[SandboxTerminalAction, SandboxTerminalObservation]):
     """Named `terminal`, as OpenHands' own, which runs on the host and is not registered here."""
 
     name: ClassVar[str] = "terminal"

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from openhands.sdk.tool.builtins.think import ThinkTool
 
+from skyrl_stack.agent.tools.executor import FixedTool
+
 if TYPE_CHECKING:
     from openhands.sdk.conversation.state import ConversationState
 
 
-class BriefThinkTool(ThinkTool):
+class BriefThinkTool(FixedTool, ThinkTool):
     """Changes nothing: a place for a thought, in the trajectory."""
 
     name: ClassVar[str] = ThinkTool.name
