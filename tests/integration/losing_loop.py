@@ -1,7 +1,4 @@
-"""An agent loop for verl that loses the episodes it is told to; the others are real samples of the model.
-
-Session 0 of step 2 hands over two trajectories, as an episode whose history was told anew.
-"""
+"""An agent loop for verl that loses the episodes it is told to; the others are real samples of the model."""
 
 import asyncio
 import random
@@ -46,7 +43,7 @@ class LosingLoop(AgentLoopBase):
         publish(self.directory.episode_file(name), record)
         return SandboxLost(error)
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
         me = (int(row["global_steps"]), int(row["index"]), int(row["session_id"]))
         while me[0] == self.hold_step and not self.hold_until.exists():  # noqa: ASYNC110 (made by another process)
             await asyncio.sleep(0.2)
@@ -56,7 +53,7 @@ class LosingLoop(AgentLoopBase):
         output = await self.server_manager.generate(
             request_id=row["uid"], prompt_ids=prompt, sampling_params=sampling_params | {"max_tokens": 8}
         )
-        sample = AgentLoopOutput(
+        return AgentLoopOutput(
             prompt_ids=prompt,
             response_ids=output.token_ids,
             response_mask=[1] * len(output.token_ids),
@@ -66,7 +63,3 @@ class LosingLoop(AgentLoopBase):
             metrics=AgentLoopMetrics(),
             extra_fields={"reward_extra_info": {}} | output.extra_fields,
         )
-        if me[0] == 2 and me[2] == 0:
-            first = sample.model_copy(update={"prompt_ids": prompt + prompt, "extra_fields": dict(sample.extra_fields)})
-            return [first, sample]
-        return sample

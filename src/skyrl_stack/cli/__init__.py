@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skyrl_stack import __version__
+from skyrl_stack.cli.episodes import replay, show
 from skyrl_stack.cli.errors import OneLineErrors
 from skyrl_stack.cli.evaluate import evaluate
 from skyrl_stack.cli.images import images
@@ -31,6 +32,8 @@ def main() -> None:
     """Reinforcement learning of coding agents: rootless sandboxes, real tests, verl."""
 
 
+main.add_command(show)
+main.add_command(replay)
 main.add_command(tasks)
 main.add_command(images)
 main.add_command(evaluate)
