@@ -4,18 +4,20 @@ Both roles and the launcher share only the run directory, so a crash, a `kill -9
 alike: a heartbeat that stopped. Under a launcher on the same machine its death is noticed too.
 """
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 from skyrl_stack.errors import RunDirectoryError, StackError
 from skyrl_stack.node import Process
 from skyrl_stack.records import Failure, Heartbeat, Incarnation, Load, publish, read_if_there
-from skyrl_stack.run_directory import Role, RunDirectory
+from skyrl_stack.run_directory import SPARE_BYTES, Role, RunDirectory
 
 INTERVAL_S = 2.0
 
@@ -24,7 +26,8 @@ class Presence:
     """Keeps `role`'s heartbeat fresh while the block runs and calls `on_lost` once if `peer` is gone.
 
     `peer` counts as gone when all its instances ended, failed, or were seen and then fell silent for the profile's
-    `run.peer_timeout_s`; one that never appeared is the business of `RunDirectory.await_endpoint`.
+    `run.peer_timeout_s`; one that never appeared is the business of `RunDirectory.await_endpoint`. Where a job that was
+    taken away comes back (`Profile.goes_on`), silence is the business of this role's job, which can ask the queue.
     `on_lost` runs in the heartbeat's thread and gets the reason in one line.
     """
 
@@ -36,7 +39,9 @@ class Presence:
         self.me = Incarnation.here(directory.launch().launch_id)
         self._launcher = Process(int(os.environ.get("SKYRL_LAUNCHER_PID", "0")))
         self._launcher_started = self._launcher.started
-        self._watch = Watch(directory, peer, directory.profile().run.peer_timeout_s)
+        profile = directory.profile()
+        self._goes_on = profile.goes_on
+        self._watch = Watch(directory, peer, profile.run.peer_timeout_s, may_return=profile.goes_on)
         self._state: str = "starting"
         self._load: Callable[[], Load] | None = None
         self._stop = threading.Event()
@@ -58,7 +63,9 @@ class Presence:
         failed = error is not None and not isinstance(error, SystemExit | KeyboardInterrupt)
         if failed:
             self.fail(str(error) if isinstance(error, StackError) else f"{type(error).__name__}: {error}")
-        self._write("failed" if failed else "ended")
+        told_to_go = error is not None and self._goes_on
+        with suppress(OSError):  # or the other role sees silence
+            self._write("failed" if failed else "left" if told_to_go else "ended")
 
     def fail(self, cause: str) -> None:
         """Record why the run stops; the first cause of a launch stays."""
@@ -69,14 +76,16 @@ class Presence:
             write_heartbeat(self.directory, self.role, self.me, state, self._load() if self._load else None)
 
     def _beat(self) -> None:
-        lost = False
+        lost, written_at = False, time.monotonic()
         while not self._stop.wait(INTERVAL_S):
             try:
                 self._write(self._state)
-                reason = None if lost else self._reason()
-            except (OSError, RunDirectoryError):
-                continue  # a full or briefly unreachable shared file system is not the peer's death
-            if reason:
+                written_at = time.monotonic()
+                reason = self._reason()
+            except (OSError, RunDirectoryError) as error:
+                # A full or unreachable file system is not the peer's death, but after a while the peer sees ours.
+                reason = str(error) if time.monotonic() - written_at > self._watch.timeout_s else None
+            if reason and not lost:
                 lost = True
                 self.on_lost(reason)
 
@@ -97,10 +106,11 @@ class Watch:
     when its record has not changed for `timeout_s` here, whatever time the record says.
     """
 
-    def __init__(self, directory: RunDirectory, role: Role, timeout_s: float) -> None:
+    def __init__(self, directory: RunDirectory, role: Role, timeout_s: float, *, may_return: bool = False) -> None:
         self.directory = directory
         self.role: Role = role
         self.timeout_s = timeout_s
+        self.may_return = may_return
         self._changed: dict[int, tuple[Heartbeat, float]] = {}
         self._looked_at = time.monotonic()
 
@@ -110,19 +120,21 @@ class Watch:
         return {
             instance: heartbeat
             for instance, (heartbeat, changed_at) in self._changed.items()
-            if not heartbeat.is_over and self._looked_at - changed_at <= self.timeout_s
+            if heartbeat.is_alive and self._looked_at - changed_at <= self.timeout_s
         }
 
     def lost(self) -> str | None:
-        """Why the role counts as gone; None while an instance lives, or none has appeared."""
+        """Why the role counts as gone; None while an instance lives or may be back, or none has appeared."""
         failure = self.directory.failure()
         if failure and failure.role == self.role:  # perhaps told by who started it: a killed role is mute
             return f"the {self.role} failed"
         if self.living() or not self._changed:
             return None
+        if self.may_return and not all(heartbeat.is_over for heartbeat, _ in self._changed.values()):
+            return None
         heartbeat, changed_at = max(self._changed.values(), key=lambda seen: seen[1])
         who = f"the {self.role}" if len(self._changed) == 1 else f"the last of {len(self._changed)} {self.role}s"
-        return f"{who} {heartbeat.state if heartbeat.is_over else self._silent(changed_at)}"
+        return f"{who} {self._silent(changed_at) if heartbeat.is_alive else heartbeat.state}"
 
     def _silent(self, changed_at: float) -> str:
         return f"has been silent for {self._looked_at - changed_at:.0f} s"
@@ -150,8 +162,9 @@ def declare_gone(directory: RunDirectory, role: Role, me: Incarnation) -> Iterat
         yield
     finally:
         heartbeat = directory.heartbeats(role).get(me.instance)
-        if heartbeat and heartbeat.restart == me.restart and not heartbeat.is_over:
-            write_heartbeat(directory, role, me, "failed")
+        if heartbeat and heartbeat.restart == me.restart and heartbeat.is_alive:
+            with suppress(OSError):
+                write_heartbeat(directory, role, me, "failed")
 
 
 def superseded(directory: RunDirectory, role: Role, me: Incarnation) -> bool:
@@ -167,5 +180,18 @@ def record_failure(
     others = [each for instance, each in directory.heartbeats(role).items() if instance != me.instance]
     goes_on = superseded(directory, role, me) or any(not each.is_over for each in others)
     if not goes_on and directory.failure() is None:
-        failure = Failure(launch_id=me.launch_id, role=role, cause=cause, told_to_stop=told_to_stop)
-        publish(directory.failure_file, failure)
+        _publish(directory, Failure(launch_id=me.launch_id, role=role, cause=cause, told_to_stop=told_to_stop))
+
+
+def _publish(directory: RunDirectory, failure: Failure) -> None:
+    """Record a failure; where no room is left, that is its cause, and the spare room is used to say so."""
+    try:
+        if shutil.disk_usage(directory.path).free >= SPARE_BYTES:
+            publish(directory.failure_file, failure)
+            return
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    directory.spare.unlink(missing_ok=True)
+    cause = f"{directory.path}: no room is left; make some, then skyrl-stack resume goes on ({failure.cause})"
+    publish(directory.failure_file, failure.model_copy(update={"cause": cause}))

@@ -33,6 +33,14 @@ class RunSection(Section):
     "A role whose heartbeat has not changed for this long counts as lost."
     start_timeout_s: float = Field(default=300.0, ge=10)
     "How long one role waits for the other to appear."
+    requeue: bool = True
+    "Slurm: what is preempted, loses its node or reaches its time limit waits in the queue again, and the run goes on."
+    hold_s: float = Field(default=600.0, ge=0)
+    "Slurm: how long a role keeps its node while the other waits in the queue again; then it waits there, too."
+    notice_s: int = Field(default=300, ge=60, le=21600)
+    "Slurm: how long before its time limit the trainer is asked to save and leave; longer than a step is best."
+    max_requeues: int = Field(default=3, ge=1)
+    "Slurm: so often in a row may the trainer be requeued without having finished a step."
 
 
 class TasksSection(Section):
@@ -141,6 +149,11 @@ class Profile(Section):
     images: ImagesSection = ImagesSection()
     launcher: Launcher = LocalLauncher()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a role whose job was taken away may be back."""
+        return self.launcher.kind == "slurm" and self.run.requeue
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.trainer.concurrent_episodes > self.sandboxes:
@@ -148,6 +161,11 @@ class Profile(Section):
             raise ValueError(
                 f"trainer.concurrent_episodes = {self.trainer.concurrent_episodes} needs as many sandboxes, but "
                 f"runtime.max_sandboxes = {self.runtime.max_sandboxes}{nodes}: raise the second or lower the first"
+            )
+        if isinstance(self.launcher, SlurmLauncher) and 2 * self.run.notice_s > self.launcher.trainer.time_limit_s:
+            raise ValueError(
+                f"run.notice_s = {self.run.notice_s} is over half of launcher.trainer.time_limit = "
+                f"{self.launcher.trainer.time_limit}: lower the first or raise the second"
             )
         return self
 

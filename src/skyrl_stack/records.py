@@ -71,13 +71,19 @@ class Heartbeat(Incarnation):
 
     at: float = Field(default_factory=time.time)
     "Seconds since the epoch, by the clock of its node: for people. Silence is judged by `presence.Watch`."
-    state: Literal["starting", "ready", "ended", "failed"] = "ready"
+    state: Literal["starting", "ready", "left", "ended", "failed"] = "ready"
+    "`left`: its process is gone, and its job may be back."
     host: str = Field(default_factory=lambda: os.uname().nodename)
     load: Load | None = None
     "Of a runtime that is ready."
 
     @property
+    def is_alive(self) -> bool:
+        return self.state in ("starting", "ready")
+
+    @property
     def is_over(self) -> bool:
+        """Whether it has said that it will not be back."""
         return self.state in ("ended", "failed")
 
 

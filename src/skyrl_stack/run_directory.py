@@ -8,10 +8,11 @@
     ├── tasks.jsonl               launcher   the tasks of this run
     ├── model/                    launcher   link to the policy that training starts from
     ├── episodes/<id>.json        trainer    one finished record each, tokens and events included
-    ├── metrics/<launch>.jsonl    trainer    verl's own metrics, a line a step; a file a launch
+    ├── metrics/<start>.jsonl     trainer    verl's own metrics, a line a step; a file for each start of the trainer
     ├── checkpoints/              trainer    verl's own layout
     ├── verl/                     trainer    what verl is given (rows, agent loop), and W&B's files
     ├── failure.json              any role   why the run stopped, if it did not end well
+    ├── .spare                    launcher   room for failure.json on a full file system
     ├── slurm/<role>.sbatch       launcher   what was submitted, byte for byte; mode 0600
     └── logs/                                what the roles printed
         ├── <role>.log            launcher   on one machine
@@ -39,9 +40,11 @@ from skyrl_stack.records import (
     publish,
     read,
     read_if_there,
+    write_atomic,
 )
 
 Role = Literal["runtime", "trainer"]
+SPARE_BYTES = 256 << 10
 JOB_LOGS: Mapping[Role, str] = {"runtime": "runtime", "trainer": "training"}
 "First part of the names of a job's logs."
 
@@ -60,6 +63,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.verl = self.path / "verl"
         self.failure_file = self.path / "failure.json"
+        self.spare = self.path / ".spare"
         self.logs = self.path / "logs"
 
     @classmethod
@@ -116,6 +120,11 @@ class RunDirectory:
             private.mkdir(mode=0o700, exist_ok=True)
         publish(self.profile_file, profile)
 
+    def keep_spare(self) -> None:
+        """Keep some room, so that on a full file system the cause can still be recorded."""
+        if not self.spare.is_file():
+            write_atomic(self.spare, bytes(SPARE_BYTES))
+
     def profile(self) -> Profile:
         """The resolved profile."""
         return read(self.profile_file, Profile)
@@ -126,9 +135,10 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """Metrics of the current launch; verl's logger truncates what it opens, hence a file each."""
+        """Metrics of this start of the trainer; verl's logger truncates what it opens, hence a file each."""
         launch = self.launch()
-        return self.metrics / f"{launch.started_at:.0f}-{launch.launch_id}.jsonl"
+        restart = Incarnation.here(launch.launch_id).restart
+        return self.metrics / f"{launch.started_at:.0f}-{launch.launch_id}-{restart:03}.jsonl"
 
     def log(self, role: Role) -> Path:
         return self.logs / f"{role}.log"
@@ -169,7 +179,7 @@ class RunDirectory:
 
     def heartbeat(self, role: Role) -> Heartbeat | None:
         """The heartbeat that speaks for all of `role`: of the instance that got furthest and is not over."""
-        rank = ("failed", "ended", "starting", "ready").index
+        rank = ("failed", "ended", "left", "starting", "ready").index
         heartbeats = self.heartbeats(role).values()
         return max(heartbeats, key=lambda heartbeat: (rank(heartbeat.state), heartbeat.at), default=None)
 

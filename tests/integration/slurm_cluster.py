@@ -3,6 +3,7 @@
     cpu1         partition test       shares the network of the machine, so that it can make tasks from a package index
     cpu2         partition test       in a network namespace, with an empty cache of its own
     gpu1, gpu2   partition gpu_test   each in a network namespace: reaches the others over a bridge and nothing else
+                 partition gpu_urgent preempts gpu_test
 
 Nothing below /etc, /var or /run is touched. The nodes share processes and files with the machine. The GPU is a
 device node without a driver: Slurm hands it out, nobody can compute on it. Needs root and scripts/setup-slurm.
@@ -172,9 +173,9 @@ class Cluster:
             time.sleep(0.1)
 
     def _idle_nodes(self) -> int:
-        argv = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        argv = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
         done = subprocess.run(argv, env=self.environment, text=True, capture_output=True, timeout=30)
-        return done.stdout.split().count("idle")
+        return len(set(done.stdout.split()))  # a node has a line for each of its partitions
 
     def _start(self, name: str, argv: Sequence[str]) -> None:
         with (self.directory / "log" / f"{name}.out").open("ab") as log:
@@ -291,4 +292,7 @@ GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 PartitionName=test Nodes={cpus} Default=YES MaxTime={max_time} State=UP
 PartitionName=gpu_test Nodes={gpus} MaxTime={max_time} State=UP
+PartitionName=gpu_urgent Nodes={gpus} MaxTime={max_time} State=UP PriorityTier=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 """

@@ -95,12 +95,26 @@ class Site:
         self.wait(lambda: not processes.survivors(directory.launch().launch_id), 10, "no process left", directory)
         assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))
 
-    def wait_until_ready(self, directory: RunDirectory, role: Role, *, state: str = "ready") -> None:
+    def wait_until_ready(
+        self, directory: RunDirectory, role: Role, *, state: str = "ready", timeout_s: float = 120
+    ) -> None:
         def is_there() -> bool:
             heartbeat = directory.heartbeat(role)
             return bool(heartbeat and heartbeat.state == state)
 
-        self.wait(is_there, 120, f"the {role} {state}", directory)
+        self.wait(is_there, timeout_s, f"the {role} {state}", directory)
+
+    def wait_until_started(
+        self, directory: RunDirectory, role: Role, *, restart: int = 0, timeout_s: float = 120
+    ) -> None:
+        """Until the role runs, after so many restarts by Slurm; the runtime, until it serves."""
+
+        def is_there() -> bool:
+            heartbeat = directory.heartbeat(role)
+            here = heartbeat and heartbeat.is_alive and heartbeat.restart == restart
+            return bool(here and (role == "trainer" or heartbeat.state == "ready"))
+
+        self.wait(is_there, timeout_s, f"the {role} after restart {restart}", directory)
 
 
 ROLES: tuple[Role, Role] = ("runtime", "trainer")
@@ -167,20 +181,22 @@ def test_a_runtime_that_ends_takes_the_waiting_trainer_out_of_the_queue(site: Si
 
 
 @pytest.mark.usefixtures("busy_gpu_node")
-def test_near_the_time_limit_the_role_is_told(site: Site) -> None:
-    directory = site.launch(launcher__runtime__time_limit="0:02:10", launcher__trainer__time_limit="0:02:10")
+def test_near_the_time_limit_a_run_without_requeue_ends_in_order(site: Site) -> None:
+    limits = {"launcher__runtime__time_limit": "0:02:00", "launcher__trainer__time_limit": "0:02:00"}
+    directory = site.launch(run__requeue="false", run__notice_s="60", **limits)
     site.wait_until_ready(directory, "runtime")
     site.wait_until_both_ended(directory, 120)
     failure = directory.failure()
-    assert failure and failure.cause == "stopped by SIGTERM (cancelled, or near its time limit)"
+    assert failure and failure.cause == "the runtime is near its time limit; skyrl-stack resume goes on"
     assert site.job(directory, "runtime").state == "FAILED"  # by itself, and not TIMEOUT
 
 
 @pytest.mark.usefixtures("busy_gpu_node")
-def test_a_controller_that_is_away_is_no_reason_to_stop(site: Site) -> None:
+def test_daemons_of_slurm_that_are_away_are_no_reason_to_stop(site: Site) -> None:
     directory = site.launch()
     site.wait_until_ready(directory, "runtime")
     site.cluster.stop_controller()
+    site.cluster.kill("cpu1")
     try:
         time.sleep(25)  # longer than the runtime waits between two looks into the queue
         status = site.skyrl("status").stdout
@@ -189,6 +205,7 @@ def test_a_controller_that_is_away_is_no_reason_to_stop(site: Site) -> None:
         assert stopped.returncode == 1 and "Unable to contact slurm controller" in stopped.stderr
     finally:
         site.cluster.start_controller()
+        site.cluster.start_node("cpu1")
     site.cluster.wait_for(lambda: site.job(directory, "runtime").state == "RUNNING", 30, "controller")
     assert site.skyrl("stop").returncode == 0
     site.wait_until_both_ended(directory)
@@ -217,28 +234,98 @@ def test_a_killed_role_ends_both_jobs(site: Site, victim: Role) -> None:
     assert "killed by SIGKILL" in site.skyrl("status").stdout
 
 
-def test_a_lost_node_ends_the_other_job(site: Site) -> None:
-    directory = site.launch()
-    site.wait_until_ready(directory, "runtime")
-    site.wait_until_ready(directory, "trainer", state="starting")
-    site.cluster.lose_gpu_node()
-    try:
-        site.wait(lambda: site.job(directory, "runtime").has_ended, 60, "the end of the runtime's job", directory)
-        failure = directory.failure()
-        assert failure and failure.role == "runtime" and "the trainer has been silent for" in failure.cause
-    finally:
-        site.cluster.start_node("gpu1")
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The file system of the run directories alone. Made before the cluster, whose nodes are to see it."""
+    root = tmp_path / ".skyrl_jobs"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(root)], check=True)
+    yield root
+    subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_it_can_go_on(small_disk: Path, site: Site) -> None:
+    directory = site.launch(run__peer_timeout_s="5")
+    site.wait_until_started(directory, "runtime")
+    site.wait_until_started(directory, "trainer")
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(9 << 20))
+    site.wait_until_both_ended(directory)
+    [line] = [line for line in site.skyrl("status").stdout.splitlines() if line.startswith("error")]
+    assert f"{directory.path}: no room is left; make some, then skyrl-stack resume goes on" in line
+    assert not [draft for draft in directory.path.rglob(".*") if draft.name != ".spare"]
+    filler.unlink()
+    assert site.skyrl("resume").returncode == 0
+    site.wait_until_started(directory, "runtime")
+    site.wait_until_started(directory, "trainer")
+    assert site.skyrl("stop").returncode == 0
     site.wait_until_both_ended(directory)
 
 
-def _role_processes(directory: RunDirectory, role: Role) -> list[int]:
-    """The processes of `role` itself: not its batch script, nor what it started."""
-    module = f"skyrl_stack.{role}".encode()
+def test_what_is_taken_away_comes_back_to_the_other_that_was_held(site: Site) -> None:
+    directory = site.launch(run__max_requeues="2")
+    site.wait_until_started(directory, "runtime")
+    site.wait_until_started(directory, "trainer")
+    [trainer] = _role_processes(directory, "trainer")
+    site.cluster.run("scontrol", "requeue", site.job(directory, "runtime").id)
+    site.wait_until_started(directory, "runtime", restart=1)
+    [runtime] = _role_processes(directory, "runtime")
+    assert _role_processes(directory, "trainer") == [trainer]
+
+    site.cluster.lose_gpu_node()
+    try:
+        site.wait(lambda: site.job(directory, "trainer").state == "PENDING", 60, "the trainer in the queue", directory)
+    finally:
+        site.cluster.start_node("gpu1")
+    site.wait_until_started(directory, "trainer", restart=1)
+    for _ in range(2):
+        assert directory.failure() is None
+        assert _role_processes(directory, "runtime") == [runtime]
+        site.cluster.run("scontrol", "requeue", site.job(directory, "trainer").id)
+        if site.job(directory, "trainer").restarts == 2:
+            site.wait_until_started(directory, "trainer", restart=2)
+    site.wait_until_both_ended(directory)
+    failure = directory.failure()
+    assert failure and failure.cause.startswith("the trainer was requeued 3 times in a row and step 1 was not finished")
+
+
+def test_a_preempted_trainer_is_waited_for_and_then_waited_for_in_the_queue(site: Site) -> None:
+    directory = site.launch(run__hold_s="5")
+    site.wait_until_started(directory, "runtime")
+    site.wait_until_started(directory, "trainer")
+    urgent = ["sbatch", "--parsable", "--partition=gpu_urgent", "--mem=63000", "--output=/dev/null", "--wrap=sleep 600"]
+    job = site.cluster.run(*urgent).strip()
+    site.wait(lambda: site.job(directory, "runtime").state == "PENDING", 60, "the runtime in the queue", directory)
+    assert site.job(directory, "trainer").state == "PENDING"
+    site.cluster.run("scancel", job)
+    site.wait_until_started(directory, "trainer", restart=1)
+    site.wait_until_started(directory, "runtime", restart=1)
+    assert directory.failure() is None
+    assert site.skyrl("stop").returncode == 0
+    site.wait_until_both_ended(directory)
+    assert {site.job(directory, role).state for role in ROLES} == {"CANCELLED"}
+
+
+def test_a_killed_batch_job_ends_both(site: Site) -> None:
+    directory = site.launch()
+    site.wait_until_started(directory, "runtime")
+    site.wait_until_started(directory, "trainer")
+    [job] = _role_processes(directory, "trainer", module="skyrl_stack.launch.slurm.job")
+    os.kill(job, signal.SIGKILL)
+    site.wait_until_both_ended(directory, 90)
+    failure = directory.failure()
+    assert failure and "of the trainer is FAILED" in failure.cause
+
+
+def _role_processes(directory: RunDirectory, role: Role, module: str = "") -> list[int]:
+    """The processes of `role` itself, or of its `module`: not its batch script, nor what it started."""
+    named = [b"-m", (module or f"skyrl_stack.{role}").encode(), *([role.encode()] if module else [])]
     commands = {
         process: Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
         for process in processes.survivors(directory.launch().launch_id)
     }
-    found = [process for process, command in commands.items() if command[1:3] == [b"-m", module]]
+    found = [process for process, command in commands.items() if command[1 : 1 + len(named)] == named]
     assert found
     return found
 

@@ -1,5 +1,6 @@
 """Presence: who lives is judged by records that change, instance by instance, on the reader's own clock."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,3 +172,23 @@ def test_an_exception_leaves_its_cause_and_the_state_failed(directory: RunDirect
     failure, heartbeat = directory.failure(), directory.heartbeat("trainer")
     assert failure and failure.cause == "the runtime is gone"
     assert heartbeat and heartbeat.state == "failed"
+
+
+def test_one_that_left_may_be_back_and_one_that_ended_will_not(directory: RunDirectory, now: list[float]) -> None:
+    watch = Watch(directory, "runtime", timeout_s=30, may_return=True)
+    for state in ("ready", "left"):
+        beat(directory, state=state)
+        for _ in range(4):
+            assert watch.lost() is None
+            now[0] += 10
+        assert not watch.living()
+    beat(directory, state="ended")
+    assert watch.lost() == "the runtime ended"
+
+
+def test_who_cannot_write_says_so_before_the_other_sees_silence(directory: RunDirectory, lost: list[str]) -> None:
+    with Presence(directory, "trainer", "runtime", lost.append) as trainer:
+        trainer._watch.timeout_s = 0.2
+        shutil.rmtree(directory.path / "heartbeats")
+        wait_for(lost, 5)
+    assert lost and "No such file or directory" in lost[0]

@@ -25,6 +25,27 @@ def test_the_queue_in_both_shapes_of_json(version: str) -> None:
     assert [job.name for job in jobs.values() if job.has_ended] == ["done-abc", "cancelled-abc"]
 
 
+def test_a_job_is_found_by_id_and_name(slurm: FakeSlurm) -> None:
+    text = (RECORDED / "squeue-24.11.json").read_text().replace('"restart_cnt": 0', '"restart_cnt": 2')
+    (slurm.folder / "answer").write_text(text)
+    slurm.answers("squeue", f"/bin/cat {slurm.folder}/answer")
+    job = client.find("1", "runtime-abc")
+    assert job and (job.state, job.restarts) == ("RUNNING", 2)
+    assert client.find("1", "runtime-of-another-launch") is None
+    assert client.find("7", "runtime-abc") is None
+    slurm.answers("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert client.find("1", "runtime-abc") is None
+
+
+def test_a_requeue_goes_behind_the_other_job(slurm: FakeSlurm) -> None:
+    slurm.answers("scontrol", "exit 0")
+    client.requeue("7", behind="8")
+    assert slurm.calls == ["scontrol requeue 7", "scontrol update JobId=7 Dependency=after:8"]
+    slurm.answers("scontrol", "echo 'Requested operation is presently disabled for job 7' >&2; exit 1")
+    with pytest.raises(SlurmRefused, match="presently disabled"):
+        client.requeue("7")
+
+
 def test_no_controller_is_not_an_empty_queue() -> None:
     with pytest.raises(SlurmUnreachable, match="Failed while looking for jobs"):
         parse_jobs((RECORDED / "squeue-22.05-no-controller.json").read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.launch.slurm.render import render
+from skyrl_stack.profile import RunSection
 from skyrl_stack.run_directory import Role
 from skyrl_stack.site import JobSection, NetworkSection, SlurmLauncher
 
@@ -35,12 +36,22 @@ LAUNCHER = SlurmLauncher(
 def script(role: Role, launcher: SlurmLauncher = LAUNCHER, workdir: Path = Path("/home/me"), **how: str | bool) -> str:
     directory = workdir / ".skyrl_jobs/20270101-000000_dev"
     how = {"python": "/home/me/.venv/bin/python"} | how
-    return render(role, launcher, launch_id="0123456789abcdef", run_directory=directory, workdir=workdir, **how)  # type: ignore[arg-type]
+    return render(
+        role, launcher, RunSection(), launch_id="0123456789abcdef", run_directory=directory, workdir=workdir, **how
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_text(role: Role) -> None:
     assert script(role, resume=True) == (GOLDEN / f"{role}.sbatch").read_text()
+
+
+def test_without_requeue_slurm_is_told_so() -> None:
+    run = RunSection(requeue=False, notice_s=77)
+    where = {"run_directory": Path("/r"), "workdir": Path("/w")}
+    text = render("trainer", LAUNCHER, run, launch_id="0123456789abcdef", **where)
+    assert "#SBATCH --no-requeue\n" in text and "#SBATCH --requeue" not in text
+    assert "#SBATCH --signal=B:USR1@77\n" in text
 
 
 @pytest.mark.parametrize("role", ROLES)

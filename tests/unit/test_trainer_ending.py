@@ -1,23 +1,33 @@
-"""How the trainer's process ends: by a signal, by a lost peer, and when its clean-up hangs."""
+"""How the trainer's process ends: by a signal, by a lost peer, when its clean-up hangs; and when it leaves in order."""
 
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from skyrl_stack.trainer.ending import EXIT_LEFT, Departure
 
 PROGRAM = """
 import signal, sys, threading, time
 from skyrl_stack.errors import PeerLost
+from pathlib import Path
 from skyrl_stack.trainer import ending
 ending.GRACE_S = 1.0
 try:
     with ending.Ending() as end:
         if sys.argv[1] == "lost":
             threading.Timer(0.1, end.peer_lost, ["the runtime failed"]).start()
+        asked = Path(sys.argv[2], "leave")
+        if sys.argv[1] == "step":
+            end.after_steps(asked)
         try:
             print("ready", flush=True)
-            time.sleep(30)
+            for _ in range(300):
+                time.sleep(0.1)
+                if asked.exists():
+                    break
         except SystemExit:
             if sys.argv[1] == "ray":
                 raise SystemExit(1) from None
@@ -31,8 +41,8 @@ except PeerLost as error:
 """
 
 
-def end(case: str, number: signal.Signals | None) -> tuple[int, list[str]]:
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, case], stdout=subprocess.PIPE, text=True)
+def end(case: str, number: signal.Signals | None, folder: str = "/nowhere") -> tuple[int, list[str]]:
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, case, folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     if number:
@@ -56,3 +66,35 @@ def test_a_lost_peer_is_named() -> None:
 
 def test_a_hanging_clean_up_is_cut_short() -> None:
     assert end("hang", signal.SIGTERM) == (128 + signal.SIGTERM, [])
+
+
+def test_asked_to_leave_before_the_first_step_it_leaves() -> None:
+    assert end("signal", signal.SIGUSR1) == (EXIT_LEFT, ["closed"])
+
+
+def test_asked_to_leave_during_a_step_it_is_passed_on(tmp_path: Path) -> None:
+    assert end("step", signal.SIGUSR1, str(tmp_path)) == (0, ["closed"])
+
+
+@pytest.mark.parametrize(
+    ("now", "longest_step_s", "what"),
+    [
+        (0, 100, "go on"),
+        (599, 100, "go on"),
+        (601, 100, "save"),  # a step that takes 300 s longer than expected would be cut off
+        (899, 100, "save"),
+        (901, 100, "leave"),
+        (1100, 0, "leave"),
+    ],
+)
+def test_before_a_time_limit_steps_are_saved_and_none_is_begun_that_cannot_end(
+    tmp_path: Path, now: float, longest_step_s: float, what: str
+) -> None:
+    assert Departure(tmp_path / "asked", 1000, 300).after_step(now, longest_step_s) == what
+
+
+def test_without_a_time_limit_only_who_is_asked_leaves(tmp_path: Path) -> None:
+    departure = Departure(tmp_path / "asked", None, 300)
+    assert departure.after_step(1e9, 1e6) == "go on"
+    departure.asked.touch()
+    assert departure.after_step(0, 1) == "leave"

@@ -7,7 +7,7 @@ import pytest
 
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.tasks.task import Task
-from skyrl_stack.trainer.checkpoints import steps_done
+from skyrl_stack.trainer.checkpoints import repair_marker, steps_done
 from skyrl_stack.trainer.dataset import write_rows
 
 
@@ -53,3 +53,16 @@ def test_only_a_complete_checkpoint_counts(tmp_path: Path) -> None:
     assert steps_done(tmp_path) == 0
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
     assert steps_done(tmp_path) == 2
+
+
+@pytest.mark.parametrize("cut", ["", " "])
+def test_a_marker_that_a_full_disk_cut_short_is_written_again(tmp_path: Path, cut: str) -> None:
+    for step in (9, 10):
+        (tmp_path / f"global_step_{step}").mkdir()
+        (tmp_path / f"global_step_{step}" / "data.pt").touch()
+    (tmp_path / "global_step_11").mkdir()  # was being written
+    marker = tmp_path / "latest_checkpointed_iteration.txt"
+    marker.write_text(cut)
+    assert steps_done(tmp_path) == 10
+    repair_marker(tmp_path)
+    assert marker.read_text() == "10"

@@ -117,6 +117,7 @@ def claim(directory: RunDirectory, launch: Launch) -> None:
             running = "is still running" if run.state != "unknown" else "may be running: Slurm does not answer"
             owner = directory.launch().launch_id
             raise RunDirectoryError(f"{directory.path}: launch {owner} {running}; skyrl-stack stop {directory.path}")
+    directory.keep_spare()
     publish(directory.launch_file, launch)
 
 

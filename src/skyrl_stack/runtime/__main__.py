@@ -14,7 +14,7 @@ from skyrl_stack.presence import Presence
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Endpoint, publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.runtime.server import serving
+from skyrl_stack.runtime.server import Served, serving
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
@@ -29,6 +29,8 @@ class Runtime:
         self.directory = directory
         self._stop = asyncio.Event()
         self._lost: str | None = None
+        self._trainer: int | None = None
+        "Which start of the trainer the sandboxes are for; None while it is away."
 
     async def run(self) -> None:
         """Serve until a signal, the trainer's end or a loss.
@@ -36,6 +38,7 @@ class Runtime:
         Raises:
             PeerLost: the trainer or the launcher is gone without having ended.
             SandboxLost: Podman's service died.
+            SystemExit: by a signal.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,6 +53,8 @@ class Runtime:
             trainer = self.directory.heartbeat("trainer")
             if self._lost and not (trainer and trainer.state == "ended"):
                 raise PeerLost(self._lost)
+            if not self._lost:
+                raise SystemExit(0)
 
     async def _serve(self, presence: Presence) -> None:
         profile, me = self.directory.profile(), presence.me
@@ -68,19 +73,28 @@ class Runtime:
             try:
                 presence.ready(served.load)
                 LOG.info("ready at %s, for %d sandboxes", served.url, profile.runtime.max_sandboxes)
-                await self._until_stopped(sandboxes)
+                await self._until_stopped(sandboxes, served)
                 LOG.info("stopping: %s", self._lost or "asked to")
             finally:
                 if read_if_there(endpoint_file, Endpoint) == endpoint:
                     endpoint_file.unlink(missing_ok=True)
 
-    async def _until_stopped(self, sandboxes: PodmanSandboxes) -> None:
+    async def _until_stopped(self, sandboxes: PodmanSandboxes, served: Served) -> None:
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
             except TimeoutError:
                 if not sandboxes.is_alive:
                     raise SandboxLost(f"Podman's service died: {sandboxes.last_words}") from None
+                await self._drop_what_is_left(served)
+
+    async def _drop_what_is_left(self, served: Served) -> None:
+        """A trainer that left, or was started again, does not call for its old sandboxes; their places are needed."""
+        heartbeat = self.directory.heartbeat("trainer")
+        trainer = None if heartbeat is None or heartbeat.state == "left" else heartbeat.restart
+        if self._trainer is not None and trainer != self._trainer:
+            await served.end_all()
+        self._trainer = trainer
 
 
 def _placed(section: RuntimeSection) -> RuntimeSection:

@@ -98,7 +98,7 @@ class Leases:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._reaper.cancel()
-        await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values())))
+        await self.end_all()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -171,6 +171,10 @@ class Leases:
             await asyncio.shield(asyncio.gather(lease.sandbox.stop(), lease.commands.stop_all()))
         finally:
             self._places.release()
+
+    async def end_all(self) -> None:
+        """Remove every sandbox that there is now."""
+        await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values())))
 
     def _find(self, matches: Callable[[Lease], bool]) -> Lease | None:
         return next(filter(matches, self._leases.values()), None)

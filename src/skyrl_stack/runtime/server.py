@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +72,8 @@ class Served:
     "Of the control plane."
     load: Callable[[], Load]
     "From any thread."
+    end_all: Callable[[], Awaitable[None]]
+    "Remove every sandbox that there is now."
 
 
 @asynccontextmanager
@@ -95,7 +97,7 @@ async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: st
     try:
         await server.ready.wait()
         async with leases:
-            yield Served(f"http://{section.host}:{port}", leases.load)
+            yield Served(f"http://{section.host}:{port}", leases.load, leases.end_all)
     finally:
         server.should_exit = True
         await running

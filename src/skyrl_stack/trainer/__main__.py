@@ -19,8 +19,8 @@ from skyrl_stack.records import write_atomic
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.tasks.task import read_tasks
 from skyrl_stack.trainer import cluster, dataset, gpus, options
-from skyrl_stack.trainer.checkpoints import ranks_of, steps_done
-from skyrl_stack.trainer.ending import Ending
+from skyrl_stack.trainer.checkpoints import ranks_of, repair_marker, steps_done
+from skyrl_stack.trainer.ending import EXIT_LEFT, LEAVE_BY_VARIABLE, Departure, Ending
 from skyrl_stack.trainer.nodes import other_nodes, own_address
 from skyrl_stack.trainer.ranks import Ranks
 
@@ -43,6 +43,7 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
 
     Raises:
         StackError: the runtime is gone, training cannot go on, or the directory cannot be used as asked.
+        SystemExit: with EXIT_LEFT, if it was asked to leave and has saved what was done.
     """
     profile, done = directory.profile(), steps_done(directory.checkpoints)
     if done and not resume:
@@ -58,10 +59,16 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
         cluster.private_directory(launch.launch_id, directory.path) as private,
     ):
         gpus.use_given_gpus()
-        directory.await_endpoint("runtime", profile.run.start_timeout_s)
+        # Where the runtime may be back, this role's job knows how long to wait for it.
+        directory.await_endpoint("runtime", profile.run.start_timeout_s + profile.run.hold_s * profile.goes_on)
         _prepare(directory, profile, private)
+        departure = Departure(private / "leave", _leave_by(), profile.run.notice_s)
+        ending.after_steps(departure.asked)
         presence.ready()
-        _run(directory, profile, private, ending)
+        _run(directory, profile, private, departure, ending)
+        if departure.asked.exists() and (done := steps_done(directory.checkpoints)) < profile.trainer.steps:
+            print(f"trainer: left after step {done} of {profile.trainer.steps}", flush=True)
+            raise SystemExit(EXIT_LEFT)
 
 
 def _require_ranks_of_checkpoint(directory: RunDirectory, step: int, ranks: Ranks) -> None:
@@ -88,9 +95,10 @@ def _prepare(directory: RunDirectory, profile: Profile, private: Path) -> None:
     write_atomic(options.agent_loop_file(directory), agent_loop.encode())
 
 
-def _run(directory: RunDirectory, profile: Profile, private: Path, ending: Ending) -> None:
+def _run(directory: RunDirectory, profile: Profile, private: Path, departure: Departure, ending: Ending) -> None:
     from skyrl_stack.trainer.verl_run import run_verl
 
+    repair_marker(directory.checkpoints)
     print(f"trainer: verl from step {steps_done(directory.checkpoints) + 1} to {profile.trainer.steps}", flush=True)
 
     @contextmanager
@@ -102,8 +110,15 @@ def _run(directory: RunDirectory, profile: Profile, private: Path, ending: Endin
     run_verl(
         options.verl_options(profile, directory, ray_dir=cluster.ray_directory(private), address=own_address(profile)),
         users=options.users_options(profile),
+        departure=departure,
         while_ray_runs=on_all_nodes,
     )
+
+
+def _leave_by() -> float | None:
+    """By when we must have ended; who started us knows the time limit."""
+    moment = os.environ.get(LEAVE_BY_VARIABLE)
+    return float(moment) if moment else None
 
 
 def _wandb_run_id(directory: RunDirectory) -> str:

@@ -2,14 +2,35 @@
 
 from pathlib import Path
 
+from skyrl_stack.records import write_atomic
+
+MARKER = "latest_checkpointed_iteration.txt"
+
 
 def steps_done(checkpoints: Path) -> int:
-    """Steps in the newest complete checkpoint: verl writes its number last. 0 where there is none."""
-    marker = checkpoints / "latest_checkpointed_iteration.txt"
-    return int(marker.read_text()) if marker.is_file() else 0
+    """Steps in the newest complete checkpoint. 0 where there is none.
+
+    verl writes its number last, and not by rename: a full disk or a kill leaves an empty marker, but only after
+    the checkpoint itself is complete.
+    """
+    marker = checkpoints / MARKER
+    text = marker.read_text().strip() if marker.is_file() else "0"
+    return int(text) if text.isdigit() else max(_complete(checkpoints), default=0)
 
 
 def ranks_of(checkpoints: Path, step: int) -> int | None:
     """How many ranks saved the checkpoint of `step`, a shard each; None where that cannot be told."""
     shards = (checkpoints / f"global_step_{step}" / "actor").glob("model_world_size_*_rank_0.pt")
     return next((int(shard.name.split("_")[3]) for shard in shards), None)
+
+
+def repair_marker(checkpoints: Path) -> None:
+    """Write the marker again where it was cut short: verl reads it at its start."""
+    marker = checkpoints / MARKER
+    if marker.is_file() and marker.read_text().strip() != (number := str(steps_done(checkpoints))):
+        write_atomic(marker, number.encode())
+
+
+def _complete(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints that have the file which verl writes last, the marker apart."""
+    return [int(file.parent.name.removeprefix("global_step_")) for file in checkpoints.glob("global_step_*/data.pt")]

@@ -10,6 +10,7 @@ from typing import Any
 
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.trainer.checkpoints import steps_done
 from skyrl_stack.trainer.ranks import Ranks, agent_workers
 
 AGENT_LOOP = "skyrl_episode"
@@ -137,7 +138,8 @@ def _rollout(profile: Profile, directory: RunDirectory) -> Options:
         f"{rollout}.name": "vllm",
         f"{rollout}.tensor_model_parallel_size": profile.trainer.tensor_parallel,
         f"{rollout}.n": profile.trainer.rollouts_per_task,
-        f"{rollout}.seed": profile.trainer.seed,
+        # verl saves no state of the rollout servers: a resumed run must not draw the noise of its first steps again.
+        f"{rollout}.seed": profile.trainer.seed + steps_done(directory.checkpoints),
         f"{rollout}.max_model_len": profile.model.context_tokens,
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": _MICRO_BATCH,

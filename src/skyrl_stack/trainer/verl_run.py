@@ -5,17 +5,23 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from skyrl_stack.errors import ProfileError, StackError, TrainingStopped
+from skyrl_stack.trainer.ending import Departure
 from skyrl_stack.trainer.options import Options
 
 
 def run_verl(
-    options: Options, *, users: Collection[str], while_ray_runs: Callable[[], AbstractContextManager[None]]
+    options: Options,
+    *,
+    users: Collection[str],
+    departure: Departure,
+    while_ray_runs: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Train until verl's last step. The environment of `options.environment` must be set before the first call.
+    """Train until verl's last step, or `departure`. `options.environment` must be set before the first call.
 
     Args:
         options: verl's options by dotted name.
         users: those of them that the user chose, and may have misspelt.
+        departure: when to leave before the last step.
         while_ray_runs: entered when Ray runs, and has put its signal handlers in place of ours; left before it ends.
 
     Raises:
@@ -25,16 +31,19 @@ def run_verl(
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+    from verl.trainer.main_ppo import run_ppo
+
+    from skyrl_stack.trainer.task_runner import TaskRunner
 
     class Runner:
-        """verl's task runner, which `run_ppo` makes as soon as Ray runs: on this node, whatever others join."""
+        """The task runner, which `run_ppo` makes as soon as Ray runs: on this node, whatever others join."""
 
         @staticmethod
         def remote() -> Any:
             stack.enter_context(while_ray_runs())
+            # Here it also sees the file by which it is asked to leave.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            return TaskRunnerV1.options(scheduling_strategy=here).remote()
+            return ray.remote(TaskRunner).options(scheduling_strategy=here).remote(departure)
 
     config = _config(options, users)
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ gives the same ids to other people's jobs. Every call has a timeout; a controlle
 `SlurmUnreachable`, which says nothing about a job.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
 from skyrl_stack.site import seconds
 
 TIMEOUT_S = 30.0
+HURRIED_TIMEOUT_S = 8.0
+"For who was told to end: Slurm's KillWait is 30 s."
 ENDED = {
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"),
     *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
@@ -43,6 +46,8 @@ class Job:
     starts_at: float = 0
     "Seconds since the epoch, expected or past; 0 where Slurm has no estimate."
     time_limit_s: float = 0
+    restarts: int = 0
+    "How often Slurm has put it into the queue again."
 
     @property
     def has_ended(self) -> bool:
@@ -113,12 +118,36 @@ def parse_jobs(answer: str) -> dict[str, Job]:
     Raises:
         SlurmUnreachable: Slurm answered that it cannot answer: exit code 0, no jobs, and errors among the JSON.
     """
-    content = json.loads(answer)
-    if errors := content.get("errors"):
-        raise SlurmUnreachable(f"squeue: {errors[0].get('description') or errors[0].get('error')}")
-    jobs = [_job(record) for record in sorted(content["jobs"], key=lambda record: record["job_id"])]
+    jobs = [_job(record) for record in sorted(_records(answer), key=lambda record: record["job_id"])]
     jobs.sort(key=lambda job: 0 if job.has_ended else 1 if job.state == "PENDING" else 2)
     return {job.name: job for job in jobs}
+
+
+def find(job_id: str, name: str) -> Job | None:
+    """What Slurm says of one job; None if it knows none of this id, or one of another name.
+
+    Raises:
+        SlurmUnreachable
+    """
+    try:
+        answer = _call(["squeue", "--json", "--states=all", f"--jobs={job_id}"], timeout_s=HURRIED_TIMEOUT_S)
+    except SlurmRefused:
+        return None
+    found = [record for record in _records(answer) if (str(record["job_id"]), record["name"]) == (job_id, name)]
+    return _job(found[0]) if found else None
+
+
+def requeue(job_id: str, *, behind: str | None = None) -> None:
+    """Let a job wait in the queue again, until job `behind` has started if that is given. It is told to end.
+
+    Raises:
+        SlurmRefused: the job, or the site, does not allow it.
+        SlurmUnreachable
+    """
+    _call(["scontrol", "requeue", job_id])
+    if behind:
+        with contextlib.suppress(SlurmRefused, SlurmUnreachable):  # without it, it starts too early and waits again
+            _call(["scontrol", "update", f"JobId={job_id}", f"Dependency=after:{behind}"])
 
 
 def accounted(names: Iterable[str]) -> dict[str, Job]:
@@ -170,15 +199,15 @@ def accounting(*words: str) -> list[list[str]]:
     return [line.split("|") for line in answer.splitlines() if line.strip()]
 
 
-def _call(argv: Sequence[str]) -> str:
+def _call(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     try:
         done = subprocess.run(
-            argv, env=_environment(), stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=TIMEOUT_S
+            argv, env=_environment(), stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=timeout_s
         )
     except FileNotFoundError as error:
         raise SetupError(f"{argv[0]} not found: launch from a machine that has Slurm's commands") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmUnreachable(f"{argv[0]} gave no answer within {TIMEOUT_S:.0f} s") from error
+        raise SlurmUnreachable(f"{argv[0]} gave no answer within {timeout_s:.0f} s") from error
     if done.returncode == 0:
         return done.stdout
     said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
@@ -192,6 +221,13 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept}
 
 
+def _records(answer: str) -> list[dict[str, Any]]:
+    content = json.loads(answer)
+    if errors := content.get("errors"):
+        raise SlurmUnreachable(f"squeue: {errors[0].get('description') or errors[0].get('error')}")
+    return content["jobs"]
+
+
 def _job(record: dict[str, Any]) -> Job:
     state, reason = record["job_state"], record["state_reason"]
     return Job(
@@ -202,6 +238,7 @@ def _job(record: dict[str, Any]) -> Job:
         node=record["nodes"],
         starts_at=_number(record["start_time"]),
         time_limit_s=60 * _number(record["time_limit"]),
+        restarts=_number(record.get("restart_cnt")),
     )
 
 

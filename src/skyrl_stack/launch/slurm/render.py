@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from skyrl_stack.launch.slurm.network import network_environment
+from skyrl_stack.profile import RunSection
 from skyrl_stack.run_directory import JOB_LOGS, Role
 from skyrl_stack.site import SlurmLauncher
 
@@ -25,6 +26,7 @@ def job_name(role: Role, launch_id: str) -> str:
 def render(
     role: Role,
     launcher: SlurmLauncher,
+    run: RunSection,
     *,
     launch_id: str,
     run_directory: Path,
@@ -44,6 +46,8 @@ def render(
             account=launcher.account,
             modules=launcher.modules,
             environment=_environment(launcher, role),
+            requeue=run.requeue,
+            notice_s=run.notice_s,
             log=JOB_LOGS[role],
             launch_id=launch_id,
             workdir=str(workdir),

@@ -67,6 +67,7 @@ class SlurmLaunch:
             text = render(
                 role,
                 self.launcher,
+                self.profile.run,
                 launch_id=self.launch.launch_id,
                 run_directory=self.directory.path,
                 workdir=Path.cwd(),

@@ -1,0 +1,56 @@
+"""verl's task runner and its trainer as they are, but for one thing: they leave in order when time runs out.
+
+verl's synchronous trainer saves every `save_freq` steps and knows no time limit. `on_step_end`, a hook of verl's for
+its own trainers, comes when a step is done and the rollout servers still sleep, which is where verl saves, too.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
+from verl.utils.debug import marked_timer
+
+from skyrl_stack.trainer.checkpoints import steps_done
+from skyrl_stack.trainer.ending import Departure
+
+
+class LeavingTrainer(PPOTrainerSync):
+    """verl's synchronous trainer, which asks `departure` after each step whether there is time for another."""
+
+    departure: Departure
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        self._step_began = time.time()
+        self._longest_step_s = 0.0
+
+    def on_step_end(self) -> None:
+        now = time.time()
+        self._longest_step_s = max(self._longest_step_s, now - self._step_began)
+        self._step_began = now
+        what = self.departure.after_step(now, self._longest_step_s)
+        if what != "go on" and steps_done(Path(self.config.trainer.default_local_dir)) < self.global_steps:
+            with marked_timer("save_checkpoint", self.timing_raw):
+                self._save_checkpoint()
+        if what == "leave":
+            self.departure.asked.touch()
+            self.total_training_steps = self.global_steps  # verl's loop ends after this step, in order
+        super().on_step_end()
+
+
+_TaskRunnerV1: Any = TaskRunnerV1  # Ray's decorator hides the class, and says nothing of where
+
+
+class TaskRunner(_TaskRunnerV1.__ray_metadata__.modified_class):
+    """verl's task runner with the trainer above in the place of verl's."""
+
+    def __init__(self, departure: Departure) -> None:
+        super().__init__()
+        LeavingTrainer.departure = departure
+        trainer_base.TRAINER_REGISTRY["sync"] = LeavingTrainer
+
+    def run(self, config: Any) -> None:
+        """See verl; a method of this class, so that Ray offers it."""
+        super().run(config)
