@@ -50,7 +50,7 @@ def start_sandbox(site: Site, directory: RunDirectory, instance: int) -> None:
 def test_nodes_share_images_join_and_leave(site: Site) -> None:
     somebody_elses = ["--partition=gpu_test", "--mem=63000", "--output=/dev/null", "--wrap=exec sleep 600"]
     site.cluster.run("sbatch", *somebody_elses)  # the trainer waits: nothing here needs it
-    directory = site.launch(launcher__runtime__nodes="2", launcher__runtime__memory_gb="40")
+    directory = site.launch(launcher__runtime__nodes="2", launcher__runtime__memory_gb="40", run__notice_s="60")
     site.wait(lambda: len(ready(directory)) == 2, 120, "two runtimes", directory)
     nodes = ready(directory)
     assert sorted(nodes.values()) == ["cpu1", "cpu2"]
@@ -60,6 +60,12 @@ def test_nodes_share_images_join_and_leave(site: Site) -> None:
     assert site.job(directory, "trainer").reason == "Resources"  # not Dependency: one that started is enough
 
     array = site.job(directory, "runtime").id.partition("_")[0]
+    site.cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_1")  # whose own id is that of the whole array
+    site.wait(lambda: directory.heartbeats("runtime")[1].restart == 1, 60, "the one asked to leave, again", directory)
+    site.wait(lambda: len(ready(directory)) == 2, 90, "two runtimes again", directory)
+    assert directory.heartbeats("runtime")[0].restart == 0
+    start_sandbox(site, directory, 1)
+
     watch = Watch(directory, "runtime", 30)
     site.cluster.run("scancel", f"{array}_0")
     site.wait(lambda: list(ready(directory)) == [1], 60, "the end of one node", directory)

@@ -189,7 +189,7 @@ class RoleJob:
                 if not job or (job.state != "RUNNING" and job.reason != "TimeLimit"):
                     self._record(f"the {self.role}'s job was cancelled", told_to_stop=True)
                     return False
-                client.requeue(self._id, behind=behind)
+                client.requeue(job.id, behind=behind)  # our own id may be the whole array's
                 return True
             except SlurmUnreachable as error:
                 print(f"{self.role}: {error}", file=sys.stderr, flush=True)
