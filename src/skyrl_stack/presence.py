@@ -156,15 +156,20 @@ def write_heartbeat(directory: RunDirectory, role: Role, me: Incarnation, state:
 
 
 @contextmanager
-def declare_gone(directory: RunDirectory, role: Role, me: Incarnation) -> Iterator[None]:
-    """For who started the role, around the role's process: one that was killed cannot say that it is gone."""
+def declare_gone(
+    directory: RunDirectory, role: Role, me: Incarnation, *, comes_back: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """For who started the role, around the role's process.
+
+    One that was killed cannot say that it is gone, and one that was told to go does not know whether it comes back.
+    """
     try:
         yield
     finally:
         heartbeat = directory.heartbeats(role).get(me.instance)
-        if heartbeat and heartbeat.restart == me.restart and heartbeat.is_alive:
+        if heartbeat and heartbeat.restart == me.restart and not heartbeat.is_over and not comes_back():
             with suppress(OSError):
-                write_heartbeat(directory, role, me, "failed")
+                write_heartbeat(directory, role, me, "failed" if heartbeat.is_alive else "ended")
 
 
 def superseded(directory: RunDirectory, role: Role, me: Incarnation) -> bool:

@@ -83,7 +83,7 @@ class RoleJob:
         with (
             signals_raise(),
             self._peer_released(),
-            declare_gone(self.directory, self.role, self.me),
+            declare_gone(self.directory, self.role, self.me, comes_back=lambda: self._went_back),
             self._back_into_queue(),
             self._roles.nothing_left(),
             self._cause_recorded(),
