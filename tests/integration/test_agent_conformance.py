@@ -191,7 +191,7 @@ COMMANDS = (
     "false",
     "echo to stderr >&2; (exit 7)",
     "for i in 1 2 3; do\n  echo $i\ndone",
-    "cat <<'END'\na  b\n\tc\nEND",
+    "cat <<'END'\na  b\n   c\nEND",  # OpenHands' shell takes a tab for a wish to complete
     "f() { echo from a function; }; f",
     "source /dev/null && echo bash reads source; [[ a == a ]] && echo and double brackets",
     "printf 'no newline'",
@@ -227,8 +227,8 @@ def test_the_terminal_prints_and_keeps_what_openhands_own_does(inflection_tasks:
             typed = {"command": "y", "is_input": True}
             mine = await ours.act(SandboxTerminalAction(**typed))
             stock = await asyncio.to_thread(theirs, TerminalAction(**typed))
-            words = "ERROR: No previous running command to interact with"
-            assert mine.is_error and mine.text.startswith(words) and plain(stock.text).startswith(words)
+            words = "No previous running command to interact with"
+            assert mine.is_error and words in mine.text and words in plain(stock.text)
         finally:
             theirs.close()
 

@@ -16,8 +16,10 @@ from slurm_cluster import Cluster, missing, running_cluster
 from skyrl_stack.launch import processes
 from skyrl_stack.launch.slurm.client import Job, parse_jobs
 from skyrl_stack.launch.slurm.render import job_name
+from skyrl_stack.report import read_steps
 from skyrl_stack.run_directory import Role, RunDirectory
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.trainer.checkpoints import steps_done
 
 pytestmark = [pytest.mark.slurm, pytest.mark.podman, pytest.mark.timeout(300)]
 
@@ -353,9 +355,10 @@ def _command(process: int) -> str:
 
 
 @pytest.mark.parametrize("site", [2], indirect=True)
+@pytest.mark.timeout(600)
 def test_a_killed_ray_on_another_node_of_the_trainer_ends_both_jobs(site: Site) -> None:
     directory = site.launch(**TWO_NODES)
-    site.wait(lambda: _processes_named(site, "gpu2", "raylet"), 120, "Ray on gpu2", directory)
+    site.wait(lambda: _processes_named(site, "gpu2", "raylet"), 300, "the model, then Ray on gpu2", directory)
     os.kill(_processes_named(site, "gpu2", "raylet")[0], signal.SIGKILL)
     site.wait_until_both_ended(directory)
     failure = directory.failure()
@@ -382,3 +385,51 @@ def test_an_update_on_two_nodes_of_the_trainer_and_a_resume(site: Site) -> None:
     assert "steps      2 of 2" in site.skyrl("status").stdout
     assert " finished " in site.skyrl("list").stdout
     assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))
+
+
+@pytest.mark.training
+@pytest.mark.timeout(1500)
+def test_a_run_that_needs_three_time_limits_is_the_run_that_needs_one(site: Site) -> None:
+    """The first ends by Slurm's notice before the limit, the second by the same signal as preemption sends it."""
+    limit = {"launcher__runtime__time_limit": "1:00:00", "launcher__trainer__time_limit": "1:00:00"}
+    how = {"trainer__steps": "4", "trainer__tasks_per_step": "1", "trainer__save_every": "99", "run__notice_s": "600"}
+    directory = site.launch(**limit, **how)
+    launch_id, trainer = directory.launch().launch_id, site.job(directory, "trainer").id
+    site.wait_until_ready(directory, "trainer", timeout_s=300)
+    minutes = int(time.time() - site.job(directory, "trainer").starts_at) // 60 + 10
+    site.cluster.run("scontrol", "update", f"JobId={trainer}", f"TimeLimit={minutes}")
+    site.wait_until_started(directory, "trainer", restart=1, timeout_s=500)
+    assert steps_done(directory.checkpoints) == 1
+    site.cluster.run("scontrol", "update", f"JobId={trainer}", "TimeLimit=60")
+    site.wait_until_ready(directory, "trainer")
+    site.cluster.run("scancel", "--signal=USR1", "--batch", trainer)
+    site.wait_until_started(directory, "trainer", restart=2, timeout_s=500)
+    assert steps_done(directory.checkpoints) == 2
+    site.wait_until_both_ended(directory, 500)
+
+    jobs = {role: site.job(directory, role) for role in ROLES}
+    assert [job.state for job in jobs.values()] == ["COMPLETED", "COMPLETED"], site.skyrl("logs", "-n", "60").stdout
+    assert (jobs["trainer"].id, jobs["trainer"].restarts, jobs["runtime"].restarts) == (trainer, 2, 0)
+    assert directory.launch().launch_id == launch_id
+    steps = read_steps(directory)
+    assert [step.number for step in steps] == [1, 2, 3, 4]
+    assert all(step.metrics["actor/grad_norm"] >= 0 and len(step.episodes) == 4 for step in steps)
+    assert [{episode.instance_id for episode in step.episodes} for step in steps] == _tasks_in_order(directory, 4)
+    wandb = {file.name.rpartition("-")[2] for file in (directory.verl / "wandb").glob("offline-run-*")}
+    assert len(wandb) == 1
+    status = site.skyrl("status").stdout
+    assert "state      finished" in status and "steps      4 of 4" in status, status
+    assert " finished " in site.skyrl("list").stdout
+
+
+def _tasks_in_order(directory: RunDirectory, steps: int) -> list[set[str]]:
+    """The tasks of each step of a run that is never interrupted, a task a step, by verl's own sampler."""
+    from omegaconf import OmegaConf
+    from torchdata.stateful_dataloader import StatefulDataLoader
+    from verl.trainer.ppo.utils import create_rl_sampler
+
+    names = [task.instance_id for task in read_tasks(directory.tasks_file)]
+    order = OmegaConf.create({"shuffle": True, "seed": directory.profile().trainer.seed})
+    loader = StatefulDataLoader(names, batch_size=1, sampler=create_rl_sampler(order, names))
+    epochs = [set(batch) for _ in range(steps) for batch in loader]
+    return epochs[:steps]
