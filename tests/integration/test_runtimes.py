@@ -74,7 +74,7 @@ class Run:
         process.wait()
 
     async def play(self, task: Task, policy: ScriptedPolicy, sandboxes: Runtimes) -> Episode:
-        episode, _ = await run_episode(
+        return await run_episode(
             task,
             policy=policy,
             tokenizer=TOKENIZER,
@@ -84,7 +84,6 @@ class Run:
             step=1,
             repetition=0,
         )
-        return episode
 
 
 class Interfering(ScriptedPolicy):
