@@ -116,10 +116,10 @@ async def lab(inflection_tasks: list[Task], tmp_path_factory: pytest.TempPathFac
     podman = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()])
     async with (
         podman,
-        serving(podman, RuntimeSection(), TOKEN) as url,
-        RuntimeClient(Endpoint(launch_id="x", url=url, token=TOKEN)) as runtime,
+        serving(podman, RuntimeSection(), TOKEN) as served,
+        RuntimeClient(Endpoint(launch_id="x", url=served.url, token=TOKEN)) as runtime,
     ):
-        yield Lab(runtime, url, tasks)
+        yield Lab(runtime, served.url, tasks)
 
 
 async def build(store: ImageStore, folder: Path, base: str, name: str, *, first: str, second: str) -> str:
@@ -179,7 +179,7 @@ def changing(path: str, text: str) -> str:
 async def test_the_runtime_answers_that_it_is_well(lab: Lab) -> None:
     async with httpx.AsyncClient(trust_env=False) as http:
         answer = await http.get(f"{lab.url}/health", headers={"X-API-Key": TOKEN})
-    assert answer.json() == {"status": "ok", "sandboxes": 0}
+    assert answer.json() == {"status": "ok", "capacity": 4, "alive": 0, "waiting": 0}
 
 
 async def test_commands_are_answered_with_stdout_and_stderr_apart(lab: Lab) -> None:
