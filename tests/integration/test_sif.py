@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,27 +211,31 @@ def test_sandboxes_run_inside(built: Site, mode: list[str]) -> None:
 def test_nothing_runs_on_when_it_is_killed(built: Site, number: signal.Signals) -> None:
     mode = MODES["as a user"]
     process = built.inside(mode, str(built.work / "sandbox.py"), str(built.work / "rootfs.tar"), "hold")
-    assert process.stdout
-    assert process.stdout.readline() == "'0\\nwritten'\n"
-    assert "sleep 86421" in commands()
-    process.send_signal(number)
-    process.wait(20)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "'0\\nwritten'\n"
+        await_(lambda: "sleep 86421" in commands())
+    finally:
+        process.send_signal(number)
+        process.wait(20)
+    await_(lambda: "sleep 86421" not in commands())
+
+
+def await_(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while "sleep 86421" in commands() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "sleep 86421" not in commands()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_the_runtime_serves_from_its_image_and_leaves_nothing(built: Site, end: str) -> None:
+    before = of_user(built)
     process = built.popen(built.work / "venv/bin/python", built.work / "role.py", built.work / "runs", built.image, end)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.splitlines()[-1] == "endpoints 1", output
-    deadline = time.monotonic() + 10
-    while (left := of_user(built)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == []
+    await_(lambda: of_user(built) <= before)
     assert [path.name for path in (built.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
 
 
@@ -253,7 +257,7 @@ def test_a_tampered_image_is_refused(built: Site) -> None:
         (["--from", "docker:debian:trixie"], "name the base by digest"),
         (["--arg", "BASE=x"], "has no build argument BASE"),
         (["--from", "oci-archive:/nowhere.tar"], "nowhere.tar"),
-        (["--from", f"docker:localhost:1/x@sha256:{'0' * 64}"], "no way to the network"),
+        (["--from", f"docker:localhost:1/x/y@sha256:{'0' * 64}"], "no way to the network"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(site: Site, arguments: list[str], says: str) -> None:
@@ -263,12 +267,13 @@ def test_what_cannot_be_built_is_one_line(site: Site, arguments: list[str], says
     assert not (site.work / "other/runtime.sif").exists()
 
 
-def of_user(site: Site) -> list[str]:
+def of_user(site: Site) -> set[str]:
     """Living processes of the site's user that serve sandboxes, or show an image."""
     name = site.user or pwd.getpwuid(os.geteuid()).pw_name
-    listed = subprocess.run(["ps", "-o", "stat,args", "-u", name], capture_output=True, text=True, check=False).stdout
-    living = [line for line in listed.splitlines() if not line.startswith("Z")]
-    return [line for line in living if "skyrl_stack.runtime" in line or "squashfuse" in line]
+    columns = ["-o", "pid,stat,args", "-u", name]
+    listed = subprocess.run(["ps", "--no-headers", *columns], capture_output=True, text=True, check=False).stdout
+    living = [line.split(maxsplit=2) for line in listed.splitlines() if line.split()[1][0] != "Z"]
+    return {f"{pid} {args}" for pid, _, args in living if "skyrl_stack.runtime" in args or "squashfuse" in args}
 
 
 def commands() -> str:
