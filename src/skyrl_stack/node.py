@@ -9,6 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
+"By which every process of a launch is known."
+LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
+"The process that started the role, where it is on the same machine."
+
 
 @dataclass(frozen=True)
 class Process:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from skyrl_stack.errors import RunDirectoryError, StackError
-from skyrl_stack.node import Process
+from skyrl_stack.node import LAUNCHER_VARIABLE, Process
 from skyrl_stack.records import Failure, Heartbeat, Incarnation, Load, publish, read_if_there
 from skyrl_stack.run_directory import SPARE_BYTES, Role, RunDirectory
 
@@ -37,7 +37,7 @@ class Presence:
         self.peer: Role = peer
         self.on_lost = on_lost
         self.me = Incarnation.here(directory.launch().launch_id)
-        self._launcher = Process(int(os.environ.get("SKYRL_LAUNCHER_PID", "0")))
+        self._launcher = Process(int(os.environ.get(LAUNCHER_VARIABLE, "0")))
         self._launcher_started = self._launcher.started
         profile = directory.profile()
         self._goes_on = profile.goes_on

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from skyrl_stack.launch.processes import LAUNCH_VARIABLE, survivors
+from skyrl_stack.launch.processes import survivors
+from skyrl_stack.node import LAUNCH_VARIABLE
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.records import Endpoint, Launch, publish
 from skyrl_stack.run_directory import RunDirectory

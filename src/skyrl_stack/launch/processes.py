@@ -14,11 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from skyrl_stack.node import other_processes
+from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, other_processes
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
-LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 _libc = ctypes.CDLL(None)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE
 from skyrl_stack.sandbox.namespaces import IdMap, outermost
 
 HYBRID_CGROUPS = Path("/sys/fs/cgroup/unified")
 _LIBEXEC = ("/usr/libexec/podman", "/usr/local/libexec/podman", "/usr/lib/podman", "/usr/local/lib/podman")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _PYTHONS = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # for the helper, where Python is not installed as usual
-_PASSED_ON = ("LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "SKYRL_LAUNCH_ID", "SKYRL_LAUNCHER_PID")
+_PASSED_ON = ("LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", LAUNCH_VARIABLE, LAUNCHER_VARIABLE)
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _INSECURE_BUT_LOCAL = {"default": [{"type": "insecureAcceptAnything"}]}
 

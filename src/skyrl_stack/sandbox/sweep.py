@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.node import Process, other_processes
+from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
 from skyrl_stack.sandbox.storage import PREFIX, read_owner, remove_private_directory
 
 _DEATH_TIMEOUT_S = 5.0
@@ -84,8 +84,8 @@ def _left_processes() -> Iterator[LeftProcess]:
 
 def _orphan_of(process: Process) -> str | None:
     """The launch that the process's environment names, if its launcher is gone."""
-    launch_id = process.environment.get("SKYRL_LAUNCH_ID")
-    launcher = process.environment.get("SKYRL_LAUNCHER_PID", "")
+    launch_id = process.environment.get(LAUNCH_VARIABLE)
+    launcher = process.environment.get(LAUNCHER_VARIABLE, "")
     started = process.started
     counts_like_us = process.pid_namespace == Process(os.getpid()).pid_namespace
     if not launch_id or not launcher.isdigit() or not counts_like_us or started is None:

@@ -102,7 +102,7 @@ def _stages(lines: list[str]) -> Iterator[Stage]:
             return
         if opened:
             section = stage.sections.setdefault(opened[1], [])
-        elif section is not None and not (header and header[1].lower() == "bootstrap"):
+        elif section is not None:
             section.append(text)
         elif header:
             stage.header[header[1].lower()] = header[2]

@@ -20,12 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skyrl_stack.errors import RunDirectoryError, SetupError, SlurmRefused, SlurmUnreachable, StackError
-from skyrl_stack.launch.processes import LAUNCH_VARIABLE
 from skyrl_stack.launch.roles import POLL_S, Interrupted, RoleProcesses, signals_ignored, signals_raise
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.peer import GoesBack, Peer
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.launch.slurm.starts import count_start
+from skyrl_stack.node import LAUNCH_VARIABLE
 from skyrl_stack.presence import INTERVAL_S, declare_gone, record_failure, write_heartbeat
 from skyrl_stack.records import Incarnation
 from skyrl_stack.run_directory import Role, RunDirectory
