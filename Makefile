@@ -1,5 +1,6 @@
 # Everything here can be typed by hand; `make help` lists it.
 CONFIG ?= local
+WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 # On a cluster the nodes need Podman, not the machine that submits.
@@ -49,8 +50,8 @@ check: $(VENV)/.dev ## style, types and import layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: check podman slurm apptainer ## check, then all tests: make test [ARGS="-m 'not training'"]
-	$(BIN)/pytest $(ARGS)
+test: check podman slurm apptainer ## check, then all tests, two files at a time: make test [WORKERS=0] [ARGS="-m 'not training'"]
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,21 @@ from skyrl_stack.sandbox.podman_config import require_podman
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import Task, read_tasks
 
+LONGEST_FIRST = ("slurm", "training", "apptainer", "podman")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that two workers end at about the same time."""
+
+    def rank(item: pytest.Item) -> int:
+        marked = (place for place, name in enumerate(LONGEST_FIRST) if item.get_closest_marker(name))
+        return min(marked, default=len(LONGEST_FIRST))
+
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = min(rank(item), ranks.get(item.path, len(LONGEST_FIRST)))
+    items.sort(key=lambda item: ranks[item.path])
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
