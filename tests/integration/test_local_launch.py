@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lanes import sweeping_alone
 from skyrl_stack.launch import processes
 from skyrl_stack.report import read_episodes, read_steps
 from skyrl_stack.run_directory import RunDirectory
@@ -93,7 +94,8 @@ def test_however_it_ends_the_other_side_ends_and_nothing_is_left(
     finish(process, 90)
     assert process.returncode != 0
     wait_until_gone(directory, 60)
-    subprocess.run([COMMAND, "sweep"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    with sweeping_alone():
+        subprocess.run([COMMAND, "sweep"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
     assert_nothing_is_left(directory)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lanes import sweeping_alone
 from skyrl_stack.node import Process
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import Endpoint, Heartbeat, Launch, publish
@@ -124,17 +125,19 @@ def test_a_signal_ends_it_in_order(run: Run, number: signal.Signals) -> None:
 
 
 def test_kill_9_leaves_files_alone_and_a_sweep_takes_them(run: Run) -> None:
-    run.process.kill()
-    run.process.wait()
-    eventually(lambda: run.processes() == [] and run.mounts() == [], 5)
-    assert run.private.is_dir()
-    assert run.private in [left.path for left in sweep.leftovers() if isinstance(left, sweep.LeftDirectory)]
-    sweep.sweep()
+    with sweeping_alone():
+        run.process.kill()
+        run.process.wait()
+        eventually(lambda: run.processes() == [] and run.mounts() == [], 5)
+        assert run.private.is_dir()
+        assert run.private in [left.path for left in sweep.leftovers() if isinstance(left, sweep.LeftDirectory)]
+        sweep.sweep()
     assert not run.private.exists()
 
 
 def test_sweeping_spares_the_living(run: Run) -> None:
-    sweep.sweep()
+    with sweeping_alone():
+        sweep.sweep()
     assert run.private.is_dir()
     assert run.process.poll() is None
 

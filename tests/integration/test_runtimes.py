@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playing import TOKENIZER, profile
 
+from lanes import sweeping_alone
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.scripted import ScriptedPolicy
@@ -126,7 +127,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
     for process in run.runtimes.values():
         assert process.wait(30) == 0
     assert processes.survivors(run.launch.launch_id) == []
-    sweep()
+    with sweeping_alone():
+        sweep()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lanes import sweeping_alone
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import Process
 from skyrl_stack.sandbox import storage, sweep
@@ -77,7 +78,9 @@ def test_only_directories_of_the_dead_are_swept(temporary: Path) -> None:
     (dead / "files").mkdir()
     (dead / "files/file").write_text("x")
     (temporary / "skyrl-not-ours").mkdir()
-    for found in (sweep.leftovers(), sweep.sweep()):
+    with sweeping_alone():
+        swept = (sweep.leftovers(), sweep.sweep())
+    for found in swept:
         here = [str(left) for left in found if str(temporary) in str(left)]
         assert here == [f"directory {dead} of launch dead"]
     assert sorted(temporary.iterdir()) == [living, temporary / "skyrl-not-ours"]
@@ -96,8 +99,9 @@ def orphan(launcher: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_process_without_its_launcher_is_killed() -> None:
-    process = orphan(str(ended_process().pid))
-    mine = [left for left in sweep.sweep() if isinstance(left, sweep.LeftProcess) and left.pid == process.pid]
+    with sweeping_alone():
+        process = orphan(str(ended_process().pid))
+        mine = [left for left in sweep.sweep() if isinstance(left, sweep.LeftProcess) and left.pid == process.pid]
     process.wait(5)
     assert process.returncode == -9
     assert [left.launch_id for left in mine] == ["test-sweep"]
@@ -127,11 +131,12 @@ def test_a_process_that_overwrote_its_environment_is_found_by_its_files(temporar
     dead = storage.make_private_directory("dead")
     (dead / "owner.json").write_text(ended_process().model_dump_json())
     environment = os.environ | {"SKYRL_LAUNCH_ID": "dead", "SKYRL_LAUNCHER_PID": str(ended_process().pid)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RETITLED, str(dead / "log")], env=environment, stdout=subprocess.PIPE
-    )
-    assert process.stdout
-    process.stdout.readline()
-    assert "SKYRL_LAUNCH_ID" not in Process(process.pid).environment
-    assert process.pid in [left.pid for left in sweep.sweep() if isinstance(left, sweep.LeftProcess)]
+    with sweeping_alone():
+        process = subprocess.Popen(
+            [sys.executable, "-c", RETITLED, str(dead / "log")], env=environment, stdout=subprocess.PIPE
+        )
+        assert process.stdout
+        process.stdout.readline()
+        assert "SKYRL_LAUNCH_ID" not in Process(process.pid).environment
+        assert process.pid in [left.pid for left in sweep.sweep() if isinstance(left, sweep.LeftProcess)]
     assert process.wait(5) == -9
