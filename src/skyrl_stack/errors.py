@@ -8,6 +8,7 @@
     ├── SlurmRefused                 Slurm answered no; says what it said
     ├── PeerLost                     the other role stopped, died or fell silent
     ├── TrainingStopped              training cannot go on: too many failures in a row, or verl failed
+    ├── SandboxExpired               a sandbox used up its wall time: the policy's doing, an outcome
     └── InfrastructureError          an episode died of something the policy did not do
         ├── RuntimeUnavailable       the runtime server cannot be reached or refuses
         ├── SandboxLost              a sandbox that was running is gone
@@ -54,6 +55,10 @@ class PeerLost(StackError):
 
 class TrainingStopped(StackError):
     """Training cannot go on."""
+
+
+class SandboxExpired(StackError):
+    """A sandbox used up its wall time and is gone. The policy's doing."""
 
 
 class InfrastructureError(StackError):

@@ -71,11 +71,23 @@ class RuntimeSection(Section):
     lease_s: float = Field(default=300.0, ge=5)
     "A sandbox that nobody called for this long is removed."
     memory_mb: int | None = Field(default=1024, ge=16)
+    "Of one sandbox, as all sizes. Where it is exceeded all that runs in the sandbox is killed, and the policy is told."
     cpus: float | None = Field(default=1.0, gt=0)
+    "One that takes more is confined to as many CPUs, rounded up, until it is calm again."
     pids: int | None = Field(default=256, ge=16)
+    "Processes and threads."
+    disk_mb: int | None = Field(default=10_240, ge=16)
+    "What it writes beyond its image."
+    wall_s: float | None = Field(default=None, gt=0)
+    "Seconds after its start at which a sandbox is removed, whatever runs in it: its episode ends as TimedOut."
     network: Literal["none", "host"] = "none"
     output_limit_kb: int = Field(default=256, ge=4, le=65536)
     "Bytes of one command's stdout and of its stderr that are kept, in KiB."
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What of this a `SandboxSpec` says of one sandbox."""
+        return self.model_dump(include={"memory_mb", "cpus", "pids", "disk_mb", "wall_s", "network"})
 
 
 class GradingSection(Section):

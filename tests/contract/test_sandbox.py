@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_stack.errors import SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
@@ -223,18 +223,77 @@ async def test_killing_everything_leaves_the_sandbox(sandbox: Sandbox) -> None:
     assert (await sandbox.run("sleep 600", timeout_s=0.3)).timed_out
 
 
-async def test_a_fork_bomb_is_a_timeout(backend: Backend) -> None:
-    sandbox = await backend.start(pids=16)
-    result = await sandbox.run("bomb() { bomb | bomb & }; bomb; sleep 600", timeout_s=1)
-    assert result.timed_out
-    assert (await sandbox.run("echo alive")).stdout == "alive\n"
+MEMORY_HOG = "for i in 1 2 3 4; do (head -c 60000000 /dev/zero | tail -c 50000000 | sleep 50) & done; sleep 50"
+FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 50"
+DISK_FILLER = "for ((i = 0; ; i++)); do head -c 20000000 /dev/zero > /tmp/$i; sleep 0.1; done"
+
+
+@pytest.mark.parametrize(
+    ("hog", "resource", "sizes"),
+    [
+        (MEMORY_HOG, "memory", {"memory_mb": 100}),
+        (FORK_BOMB, "processes", {"pids": 50}),
+        (DISK_FILLER, "disk", {"disk_mb": 50}),
+    ],
+)
+async def test_going_over_a_size_is_a_result_and_the_neighbour_does_not_notice(
+    backend: Backend, sandbox: Sandbox, hog: str, resource: str, sizes: dict[str, int]
+) -> None:
+    greedy = await backend.start(**sizes)
+    await greedy.run("cd /tmp; export KEPT=yes")
+    done = asyncio.create_task(greedy.run(hog, timeout_s=60))
+    neighbour = await sandbox.run("for i in {1..8}; do true | true && sleep 0.2; done && echo fine", timeout_s=60)
+    assert (neighbour.stdout, neighbour.stderr, neighbour.excess) == ("fine\n", "", None)
+    result = await done
+    assert (result.exit_code, result.timed_out) == (137, False)
+    assert result.excess is not None
+    assert result.excess.resource == resource
+    assert result.excess.used > result.excess.allowed == next(iter(sizes.values()))
+    after = await greedy.run("pwd; echo $KEPT; rm -f /tmp/*")
+    assert (after.exit_code, after.stdout, after.excess) == (0, "/tmp\nyes\n", None)
+    await greedy.stop()
+
+
+async def test_a_sandbox_ends_with_its_wall_time(backend: Backend) -> None:
+    started = time.monotonic()
+    sandbox = await backend.start(wall_s=2)
+    assert (await sandbox.run("echo in time")).stdout == "in time\n"
+    with pytest.raises(SandboxExpired):
+        await sandbox.run("sleep 600", timeout_s=900)
+    assert time.monotonic() - started > 2
+    with pytest.raises(SandboxExpired):
+        await sandbox.run("true")
+    with pytest.raises(SandboxExpired):
+        await sandbox.read_file("/etc/passwd")
     await sandbox.stop()
 
 
-async def test_memory_of_a_process_is_limited(backend: Backend) -> None:
-    sandbox = await backend.start(memory_mb=64)
-    result = await sandbox.run("head -c 300000000 /dev/zero | tail -n 1 > /dev/null")
-    assert result.exit_code != 0
+async def test_memory_that_processes_share_counts_once(backend: Backend) -> None:
+    sandbox = await backend.start(memory_mb=100)
+    shared = "printf -v text %30000000s; for i in 1 2 3 4; do (read -rt 2 <> <(:)) & done; wait; echo ${#text}"
+    result = await sandbox.run(shared, timeout_s=60)
+    assert (result.stdout, result.excess) == ("30000000\n", None)
+    await sandbox.stop()
+
+
+async def test_what_runs_in_the_background_counts(backend: Backend) -> None:
+    sandbox = await backend.start(pids=20)
+    excess = (await sandbox.run("for i in {1..40}; do sleep 7777 & done")).excess
+    deadline = time.monotonic() + 20
+    while excess is None:
+        assert time.monotonic() < deadline
+        excess = (await sandbox.run("sleep 0.1")).excess
+    assert excess.resource == "processes"
+    assert await running(sandbox, "7777") == 0
+    await sandbox.stop()
+
+
+async def test_a_cpu_hog_is_confined_to_its_cpus(backend: Backend) -> None:
+    sandbox = await backend.start(cpus=0.05)
+    hog = "for i in 1 2 3 4; do while :; do :; done & done; sleep 4; while read -r key list; do "
+    result = await sandbox.run(hog + "[[ $key == Cpus_allowed_list: ]] && echo $list; done < /proc/self/status; :")
+    assert result.stdout.strip().isdigit(), "more than one CPU"
+    assert result.excess is None
     await sandbox.stop()
 
 

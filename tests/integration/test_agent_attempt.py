@@ -14,7 +14,7 @@ from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.errors import ProfileError, SandboxLost
-from skyrl_stack.sandbox.contract import CommandResult
+from skyrl_stack.sandbox.contract import CommandResult, Excess
 
 TOKENIZER = small_tokenizer()
 FINISH = render_call("finish", message="done")
@@ -90,13 +90,16 @@ def test_a_lost_sandbox_is_an_outcome_with_all_that_was_said_before() -> None:
     assert TOKENIZER.decode(done.trajectories[0].response_ids).count("a.py\n[exit code 0]") == 1
 
 
-def test_commands_that_use_up_the_memory_are_told_and_end_the_episode() -> None:
+@pytest.mark.parametrize("resource", ["memory", "processes", "disk"])
+def test_commands_that_use_up_the_sandbox_are_told_and_end_the_episode(resource: str) -> None:
     killed = CommandResult(exit_code=137, stdout="", stderr="Killed")
-    sandbox = Answering(killed, "1", killed, "1", killed, "3", "never")
-    done = attempted([LOOK] * 5 + [FINISH], sandbox=sandbox, max_steps=9)
-    assert (done.ending.outcome, done.turns) == (Outcome.OUT_OF_MEMORY, 3)
+    over = killed.model_copy(update={"excess": Excess.model_validate({"resource": resource, "used": 9, "allowed": 8})})
+    done = attempted([LOOK] * 5 + [FINISH], sandbox=Answering(over, killed, over, over, "never"), max_steps=9)
+    assert (done.ending.outcome, done.turns) == (Outcome.OUT_OF_MEMORY, 4)
+    assert done.error is None
+    assert resource in done.ending.detail
     told = TOKENIZER.decode(done.trajectories[0].response_ids)
-    assert told.count("[killed: the memory of the sandbox was used up]") == 1, "the second kill was not for memory"
+    assert told.count(f"[all processes were killed: {over.excess}]") == 2, "the second kill was for something else"
 
 
 def test_the_policy_is_told_once_for_each_threshold() -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.agent_section import OutcomesSection, Worth
-from skyrl_stack.errors import ModelUnavailable, RuntimeUnavailable, SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import ModelUnavailable, RuntimeUnavailable, SandboxExpired, SandboxLost, SandboxStartFailed
 
 
 class Outcome(StrEnum):
@@ -23,13 +23,13 @@ class Outcome(StrEnum):
     CONTEXT_EXCEEDED = "ContextExceeded"
     "Its context is full: no further token fits."
     TIMED_OUT = "TimedOut"
-    "Its wall time is over."
+    "Its wall time is over, or that of its sandbox."
     STUCK = "Stuck"
     "It did the same again and again."
     MALFORMED_CALLS = "MalformedCalls"
     "Its calls could not be read, so many times in a row as the profile allows."
     OUT_OF_MEMORY = "OutOfMemory"
-    "Its commands used up the sandbox's memory again and again."
+    "Its commands used up the memory, processes or disk of the sandbox again and again."
     SANDBOX_LOST = "SandboxLost"
     "Infrastructure: its sandbox was lost, or could not be started."
     MODEL_LOST = "ModelLost"
@@ -65,10 +65,12 @@ def of_plain_text(text: str) -> Ending:
 
 
 def of_error(error: BaseException) -> Ending | None:
-    """The ending by a lost sandbox or model; None for what is no outcome: a defect, or being cancelled."""
+    """The ending by a sandbox or model that is gone; None for what is no outcome: a defect, or being cancelled."""
     match error:
         case SandboxLost() | SandboxStartFailed() | RuntimeUnavailable():
             return Ending(outcome=Outcome.SANDBOX_LOST, detail=str(error))
+        case SandboxExpired():
+            return Ending(outcome=Outcome.TIMED_OUT, detail=str(error))
         case ModelUnavailable():
             return Ending(outcome=Outcome.MODEL_LOST, detail=str(error))
     return None

@@ -11,6 +11,7 @@ from skyrl_stack.agent.tokens import Tokenizer
 from skyrl_stack.agent_section import Worth
 from skyrl_stack.episode.record import Episode, Notes
 from skyrl_stack.episode.reward import reward
+from skyrl_stack.errors import SandboxExpired
 from skyrl_stack.grading.grade import grade
 from skyrl_stack.grading.patch import Start, extract_patch
 from skyrl_stack.grading.start import hand_over
@@ -46,7 +47,7 @@ async def run_episode(
         async with _sandbox(task, sandboxes, profile, notes) as (sandbox, start):
             worth = await _attempt(task, sandbox, policy, tokenizer, profile, notes)
             with notes.timed("patch"):
-                patch = await extract_patch(sandbox, task, start)
+                patch = await _patch(sandbox, task, start)
             notes.add(patch=patch, masked=worth == "mask")
         if worth == "grade":
             await _grade(task, patch, sandboxes, profile, notes)
@@ -103,21 +104,25 @@ async def _grade(task: Task, patch: str, sandboxes: SandboxProvider, profile: Pr
     notes.add(grade=verdict, reward=reward(verdict))
 
 
+async def _patch(sandbox: Sandbox, task: Task, start: Start) -> str:
+    """What the policy left; nothing where its time took the sandbox away."""
+    try:
+        return await extract_patch(sandbox, task, start)
+    except SandboxExpired:
+        return ""
+
+
 @asynccontextmanager
 async def _sandbox(
     task: Task, sandboxes: SandboxProvider, profile: Profile, notes: Notes
 ) -> AsyncIterator[tuple[Sandbox, Start]]:
     """The sandbox that the policy works in; it is stopped even while the episode is being cancelled."""
-    sizes = profile.runtime
     spec = SandboxSpec(
         image=task.image,
         workdir=REPOSITORY,
-        cpus=sizes.cpus,
-        memory_mb=sizes.memory_mb,
-        pids=sizes.pids,
-        network=sizes.network,
         # A single turn of the model may take the whole time of the episode.
-        lease_s=max(sizes.lease_s, profile.agent.episode_timeout_s + LEASE_MARGIN_S),
+        lease_s=max(profile.runtime.lease_s, profile.agent.episode_timeout_s + LEASE_MARGIN_S),
+        **profile.runtime.sizes,
     )
     with notes.timed("start"):
         sandbox = await sandboxes.start(spec)

@@ -18,16 +18,9 @@ class Suite:
     """Runs what `recipe` says, under the limits that a profile gives sandboxes by default."""
 
     def __init__(self, sandboxes: SandboxProvider, recipe: Mapping[str, Any]) -> None:
-        limits = RuntimeSection()
         self.sandboxes = sandboxes
         self.recipe = recipe
-        self.spec = SandboxSpec(
-            image=recipe["image"],
-            cpus=limits.cpus,
-            memory_mb=limits.memory_mb,
-            pids=limits.pids,
-            lease_s=2 * TIMEOUT_S,
-        )
+        self.spec = SandboxSpec(image=recipe["image"], lease_s=2 * TIMEOUT_S, **RuntimeSection().sizes)
 
     async def run(self, changed: Mapping[str, str] | None = None) -> dict[str, str] | None:
         """Status by test id with the files `changed`, or None where the tests did not run to their end.

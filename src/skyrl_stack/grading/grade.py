@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.grading.apply import apply_patch, enters_git_directory
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import Tally, judge
@@ -107,14 +107,7 @@ class _Trial:
         self.task = task
         self.sandboxes = sandboxes
         self.timeout_s = timeout_s
-        self.spec = SandboxSpec(
-            image=task.image,
-            cpus=limits.cpus,
-            memory_mb=limits.memory_mb,
-            pids=limits.pids,
-            network=limits.network,
-            lease_s=timeout_s + LEASE_MARGIN_S,
-        )
+        self.spec = SandboxSpec(image=task.image, lease_s=timeout_s + LEASE_MARGIN_S, **limits.sizes)
 
     async def run(self, patch: str) -> Grade | None:
         """The grade of `patch`, which may be empty, or None where the tests gave no verdict.
@@ -129,6 +122,8 @@ class _Trial:
                 return Grade(resolved=False, reason="PatchDoesNotApply")
             script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
             run = await run_script(sandbox, script, timeout_s=self.timeout_s)
+        except SandboxExpired:
+            return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
         finally:
             await asyncio.shield(sandbox.stop())
         return await asyncio.to_thread(_judge, self.task, run)

@@ -202,6 +202,8 @@ class Leases:
             cpus=request.cpus or section.cpus,
             memory_mb=request.memory_mb or section.memory_mb,
             pids=request.pids or section.pids,
+            disk_mb=request.disk_mb or section.disk_mb,
+            wall_s=request.wall_s or section.wall_s,
             network=request.network or section.network,
         )
         sandbox = await self._sandboxes.start(spec)

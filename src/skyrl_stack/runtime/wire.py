@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from skyrl_stack.errors import RuntimeUnavailable, SandboxLost, SandboxStartFailed
-from skyrl_stack.sandbox.contract import FileMissing
+from skyrl_stack.errors import RuntimeUnavailable, SandboxExpired, SandboxLost, SandboxStartFailed
+from skyrl_stack.sandbox.contract import Excess, FileMissing
 
 API_KEY = "X-API-Key"
 "Header of the control plane."
@@ -36,6 +36,7 @@ STATUSES: dict[type[Exception], int] = {
     NotRight: 400,
     Unknown: 404,
     FileMissing: 404,
+    SandboxExpired: 408,
     Conflict: 409,
     SandboxLost: 410,
     SandboxStartFailed: 422,
@@ -64,6 +65,8 @@ class StartRequest(_Body):
     cpus: float | None = Field(default=None, gt=0)
     memory_mb: int | None = Field(default=None, ge=16)
     pids: int | None = Field(default=None, ge=16)
+    disk_mb: int | None = Field(default=None, ge=16)
+    wall_s: float | None = Field(default=None, gt=0)
     network: Literal["none", "host"] | None = None
 
     @property
@@ -111,3 +114,4 @@ class BashOutput(_Body):
     timed_out: bool = False
     truncated_bytes: int = 0
     duration_s: float = 0.0
+    excess: Excess | None = None

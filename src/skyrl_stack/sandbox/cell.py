@@ -87,6 +87,12 @@ class Cell:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def helper(self) -> int:
+        """The process outside that holds the cell's namespaces, and dies with them."""
+        assert self._process, "the cell is not open"
+        return self._process.pid
+
+    @property
     def last_words(self) -> str:
         """The last line of the service's log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()

@@ -22,9 +22,29 @@ class SandboxSpec(BaseModel):
     cpus: float | None = Field(default=None, gt=0)
     memory_mb: int | None = Field(default=None, ge=16)
     pids: int | None = Field(default=None, ge=16)
+    "Processes and threads."
+    disk_mb: int | None = Field(default=None, ge=16)
+    "What it may write, beyond its image."
+    wall_s: float | None = Field(default=None, gt=0)
+    "Seconds after its start at which it is removed, whatever runs in it; calls then raise SandboxExpired."
     network: Literal["none", "host"] = "none"
     lease_s: float = Field(default=600.0, gt=0)
     "Seconds without any call after which the sandbox is removed: a client that died leaves nothing."
+
+
+class Excess(BaseModel):
+    """A size of the sandbox that was exceeded: everything in it was killed for that."""
+
+    model_config = ConfigDict(frozen=True)
+
+    resource: Literal["memory", "processes", "disk"]
+    used: int
+    "MiB; for processes their number, threads included."
+    allowed: int
+
+    def __str__(self) -> str:
+        unit = "processes" if self.resource == "processes" else f"MiB of {self.resource}"
+        return f"{self.used} {unit} in use, {self.allowed} allowed"
 
 
 class CommandResult(BaseModel):
@@ -41,6 +61,8 @@ class CommandResult(BaseModel):
     truncated_bytes: int = 0
     "Bytes cut out of stdout and stderr together."
     duration_s: float = 0.0
+    excess: Excess | None = None
+    "What the sandbox used too much of since the command before, in any of its shells."
 
 
 class FileMissing(Exception):
@@ -62,6 +84,7 @@ class Sandbox(Protocol):
 
         Raises:
             SandboxLost: the sandbox is gone.
+            SandboxExpired: its wall time was over; so for all that follows.
             ValueError: a NUL byte in `command`, or a timeout that is not positive.
         """
         ...

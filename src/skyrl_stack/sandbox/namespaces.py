@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,16 @@ def run(*argv: str | Path) -> tuple[int, str]:
     ) as process:
         output = process.stdout.read() if process.stdout else ""
         return process.wait(), output.strip().rpartition("\n")[2]
+
+
+def join(helper: int) -> None:
+    """Become root of the namespaces that the process `helper` made; children will be in its pid namespace."""
+    kinds = {"user": os.CLONE_NEWUSER, "mnt": os.CLONE_NEWNS, "pid_for_children": os.CLONE_NEWPID}
+    opened = [(os.open(f"/proc/{helper}/ns/{name}", os.O_RDONLY), kind) for name, kind in kinds.items()]
+    for descriptor, kind in opened:
+        os.setns(descriptor, kind)
+        os.close(descriptor)
+    _become_root()
 
 
 def outermost(kind: Kind) -> int:
@@ -149,8 +160,12 @@ def _become_root_of_namespaces() -> None:
     os.write(writing, b"+")
     if os.waitpid(mapper, 0)[1] != 0:
         sys.exit(1)
+    _become_root()
+
+
+def _become_root() -> None:
     os.setresgid(0, 0, 0)
-    if not ids.is_single:
+    with suppress(PermissionError):  # a namespace of one id has no right to it
         os.setgroups([])
     os.setresuid(0, 0, 0)
 

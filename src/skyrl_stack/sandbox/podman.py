@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import os
-import resource
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
@@ -14,13 +13,14 @@ from typing import NoReturn, Self
 from podman import PodmanClient
 from podman.errors import APIError, NotFound
 
-from skyrl_stack.errors import SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.sandbox import files
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.podman_config import find_program
 from skyrl_stack.sandbox.service import PodmanService
-from skyrl_stack.sandbox.shell import KILLER, Shell
+from skyrl_stack.sandbox.shell import KILLED, KILLER, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 LOG = logging.getLogger(__name__)
@@ -28,22 +28,30 @@ LABEL = "skyrl.launch"
 _INIT = "/run/skyrl-init"
 _CONTROL_TIMEOUT_S = 20.0
 _SAVE_TIMEOUT_S = 1800.0
-_CELL_PROCESSES = 512
-"Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
 
 
 class PodmanSandbox:
     """A container. Its process 1 does nothing but reap, so that a `kill -9 -1` in it leaves it alive."""
 
     def __init__(
-        self, service: PodmanService, identifier: str, workdir: str | None, *, limits: str, output_limit: int
+        self,
+        service: PodmanService,
+        identifier: str,
+        workdir: str | None,
+        *,
+        limits: Limits,
+        preamble: str,
+        output_limit: int,
     ) -> None:
         self.id = identifier
         self._service = service
         self._workdir = workdir or "."  # where Podman starts a process in that container
         self._limits = limits
+        self._preamble = preamble
         self._output_limit = output_limit
         self._shells: dict[str, Shell] = {}
+        self._expiry: asyncio.Task[None] | None = None
+        self._expired = ""
         self._control = Shell(service, identifier, "control", workdir="/", output_limit=4096, kill=self._unkillable)
 
     async def run(
@@ -56,23 +64,32 @@ class PodmanSandbox:
             raise ValueError(f"timeout_s = {timeout_s}: must be positive")
         if shell not in self._shells:
             self._shells[shell] = self._shell(shell)
-        try:
-            return await self._shells[shell].run(command, timeout_s=timeout_s, cwd=cwd)
-        except RuntimeError as error:
-            await self._give_up(f"has no shell any more: {error}")
+        with self._unless_expired():
+            try:
+                result = await self._shells[shell].run(command, timeout_s=timeout_s, cwd=cwd)
+            except RuntimeError as error:
+                if excess := self._limits.excess(self.id):  # the shell was killed with all else, as it began
+                    return CommandResult(exit_code=KILLED, stdout="", stderr="", excess=excess)
+                await self._give_up(f"has no shell any more: {error}")
+        excess = self._limits.excess(self.id)
+        return result.model_copy(update={"excess": excess}) if excess else result
 
-    async def open(self) -> None:
+    async def open(self, wall_s: float | None = None) -> None:
         """Start the shell for commands, and the one that can still kill when nothing can be started any more."""
+        if wall_s:
+            self._expiry = asyncio.create_task(self._expire(wall_s))
         self._shells["main"] = self._shell("main")
         await asyncio.gather(self._shells["main"].open(), self._control.open())
 
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
-        return await self._on_files(lambda client: files.read(client, self.id, path))
+        with self._unless_expired():
+            return await self._on_files(lambda client: files.read(client, self.id, path))
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""
-        await self._on_files(lambda client: files.write(client, self.id, path, data))
+        with self._unless_expired():
+            await self._on_files(lambda client: files.write(client, self.id, path, data))
 
     async def pause(self) -> None:
         """Stop every process of the sandbox where it is. By signal: a rootless Podman may lack the freezer."""
@@ -100,6 +117,9 @@ class PodmanSandbox:
             LOG.warning("sandbox %s could not be removed; it goes with the run: %s", self.id, error)
         for shell in (*self._shells.values(), self._control):
             shell.close()
+        self._limits.forget(self.id)
+        if self._expiry and not self._expired:
+            self._expiry.cancel()
 
     def _shell(self, name: str) -> Shell:
         return Shell(
@@ -107,7 +127,7 @@ class PodmanSandbox:
             self.id,
             f"shell-{name}",
             workdir=self._workdir,
-            preamble=self._limits,
+            preamble=self._preamble,
             output_limit=self._output_limit,
             kill=self._kill,
         )
@@ -129,6 +149,21 @@ class PodmanSandbox:
         """Remove a sandbox that is out of control, before it takes what the others need."""
         await self.stop()
         raise SandboxLost(f"sandbox {self.id} {reason}")
+
+    async def _expire(self, wall_s: float) -> None:
+        await asyncio.sleep(wall_s)
+        self._expired = f"sandbox {self.id} was removed at the end of its {wall_s:g} s"
+        await self.stop()
+
+    @contextmanager
+    def _unless_expired(self) -> Iterator[None]:
+        """A sandbox that is lost because its time is over is said to be that."""
+        try:
+            yield
+        except SandboxLost as error:
+            if self._expired:
+                raise SandboxExpired(self._expired) from error
+            raise
 
     async def _signal(self, name: str) -> None:
         """To all but process 1 and the sender."""
@@ -168,20 +203,25 @@ class PodmanSandboxes:
         self._directory: Path | None = None
         self._cell: Cell | None = None
         self._service: PodmanService | None = None
+        self._limits: Limits | None = None
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._open)
+        helper = await asyncio.to_thread(self._open)
+        self._limits = await Limits.start(helper)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        limits, self._limits = self._limits, None
+        if limits:
+            await limits.close()
         await asyncio.to_thread(self._close)
 
     @property
     def is_alive(self) -> bool:
-        """Whether Podman's service still is."""
-        return self._cell is not None and self._cell.is_alive
+        """Whether Podman's service still is, and what keeps its sandboxes to their sizes."""
+        return bool(self._cell and self._cell.is_alive and self._limits and self._limits.is_alive)
 
     @property
     def last_words(self) -> str:
@@ -190,15 +230,22 @@ class PodmanSandboxes:
 
     async def start(self, spec: SandboxSpec) -> PodmanSandbox:
         """See `SandboxProvider.start`."""
-        if self._service is None:
+        if self._service is None or self._limits is None:
             raise SandboxStartFailed("the provider is closed")
+        limits = self._limits
         name = f"sandbox-{secrets.token_hex(6)}"
         sandbox = PodmanSandbox(
-            self._service, name, spec.workdir, limits=self._limits(spec), output_limit=self.output_limit
+            self._service,
+            name,
+            spec.workdir,
+            limits=limits,
+            preamble=of_shell(spec, self.places),
+            output_limit=self.output_limit,
         )
         try:
-            await self._service.call(lambda client: self._create(client, name, spec))
-            await sandbox.open()
+            pid, upper = await self._service.call(lambda client: self._create(client, name, spec))
+            limits.watch(name, pid, upper, spec)
+            await sandbox.open(spec.wall_s)
         except BaseException as error:
             await asyncio.shield(sandbox.stop())
             if not isinstance(error, Exception):
@@ -226,7 +273,8 @@ class PodmanSandboxes:
             raise SandboxStartFailed(f"cannot save images: {' '.join(str(error.explanation).split())}") from error
         return archive
 
-    def _create(self, client: PodmanClient, name: str, spec: SandboxSpec) -> None:
+    def _create(self, client: PodmanClient, name: str, spec: SandboxSpec) -> tuple[int, str]:
+        """Its process 1, and the directory that takes what it writes; both as the cell sees them."""
         container = client.containers.create(
             spec.image,
             name=name,
@@ -239,23 +287,11 @@ class PodmanSandboxes:
             **({"working_dir": spec.workdir} if spec.workdir else {}),
         )
         container.start()
+        container.reload()
+        return container.attrs["State"]["Pid"], container.attrs["GraphDriver"]["Data"]["UpperDir"]
 
-    def _limits(self, spec: SandboxSpec) -> str:
-        """What a rootless Podman without delegated cgroups can still limit: per process, and processes in all.
-
-        Set in the shells that run commands: in the container they would hold for the OCI runtime, which needs more,
-        and for the control shell.
-        """
-        limits = []
-        if spec.memory_mb:
-            limits.append(f"-d {spec.memory_mb * 1024}")
-        if spec.pids and _processes_are_counted_by_namespace():
-            most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-            wanted = spec.pids * self.places + _CELL_PROCESSES
-            limits.append(f"-u {wanted if most == resource.RLIM_INFINITY else min(wanted, most)}")
-        return f"ulimit {' '.join(limits)}" if limits else ":"
-
-    def _open(self) -> None:
+    def _open(self) -> int:
+        """Start the cell; returns the process that holds its namespaces."""
         self._directory = make_private_directory(self.launch_id, self.run_directory)
         try:
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
@@ -264,7 +300,7 @@ class PodmanSandboxes:
             self._close()
             raise
         self._service = PodmanService(self._cell)
-        LOG.info("no cgroup limits: memory is limited per process, processes over all sandboxes, CPU time not at all")
+        return self._cell.helper
 
     def _close(self) -> None:
         service, self._service = self._service, None
@@ -288,9 +324,3 @@ def _save(client: PodmanClient, references: Sequence[str], archive: Path) -> Non
                 file.write(chunk)
     finally:
         answer.close()
-
-
-def _processes_are_counted_by_namespace() -> bool:
-    """Since Linux 5.14. Before, RLIMIT_NPROC also counts what the user runs outside of the cell, such as a trainer."""
-    major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int(minor)) >= (5, 14)

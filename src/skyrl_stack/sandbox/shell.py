@@ -5,6 +5,7 @@ that finished. Shell functions, options and variables that are not exported live
 """
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from skyrl_stack.sandbox.service import Exec, PodmanService
 from skyrl_stack.sandbox.stream import CommandStreams
 
 TIMED_OUT = 124
+KILLED = 128 + signal.SIGKILL
 _OPEN_TIMEOUT_S = 60.0
 _LAST_WORDS_TIMEOUT_S = 1.0
 _DRIVER = (files(__package__) / "driver.bash").read_text()
@@ -139,7 +141,7 @@ class Shell:
         code = await self.service.exit_code(bash.id)
         self.close()
         await self._require_running()
-        return _result(streams, 137 if code is None else code, started)
+        return _result(streams, KILLED if code is None else code, started)
 
     def _remember(self, streams: CommandStreams) -> int:
         """Keep the state that the shell told; returns the command's exit code."""

@@ -59,9 +59,7 @@ def _check(name: str, verdict: Grade) -> Check:
 
 async def _files(task: Task, sandboxes: SandboxProvider, limits: RuntimeSection) -> dict[str, str | None]:
     """What the tampers start from, as the grader's sandbox has it."""
-    sandbox = await sandboxes.start(
-        SandboxSpec(image=task.image, workdir=REPOSITORY, memory_mb=limits.memory_mb, pids=limits.pids)
-    )
+    sandbox = await sandboxes.start(SandboxSpec(image=task.image, workdir=REPOSITORY, **limits.sizes))
     try:
         await set_up(sandbox, task)
         files: dict[str, str | None] = {}

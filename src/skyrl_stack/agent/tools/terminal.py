@@ -9,16 +9,14 @@ from pydantic import Field, field_validator
 from skyrl_stack.agent.outcome import Ending, Outcome
 from skyrl_stack.agent.tools.cap import cap_middle
 from skyrl_stack.agent.tools.executor import FixedTool, SandboxExecutor
-from skyrl_stack.sandbox.contract import CommandResult
+from skyrl_stack.sandbox.contract import CommandResult, Excess
 
 if TYPE_CHECKING:
     from openhands.sdk.conversation.state import ConversationState
 
 
-_MOST_KILLS = 3
-"Commands of one episode killed for memory after which it ends: the policy was told twice."
-_KILLED = 137
-_KILLS = "while read -r key count; do [ $key = oom_kill ] && echo $count; done < /sys/fs/cgroup/memory.events"
+_MOST_EXCESSES = 3
+"Of one episode, after which it ends: the policy was told twice."
 _RESET = "Terminal session has been reset. All previous environment variables and session state have been cleared."
 _NO_INPUT = "ERROR: No previous running command to interact with: a command runs to its end, or to its timeout."
 
@@ -48,7 +46,7 @@ class SandboxTerminalObservation(Observation):
 class SandboxTerminalExecutor(SandboxExecutor[SandboxTerminalAction, SandboxTerminalObservation]):
     """Runs the command in the sandbox's main shell, at most for the profile's time."""
 
-    _kills = 0
+    _excesses = 0
 
     async def act(self, action: SandboxTerminalAction) -> SandboxTerminalObservation:
         if action.is_input:
@@ -62,19 +60,16 @@ class SandboxTerminalExecutor(SandboxExecutor[SandboxTerminalAction, SandboxTerm
         timeout_s = min(action.timeout or self._limits.command_timeout_s, self._limits.command_timeout_s)
         result = await self._sandbox.run(action.command, timeout_s=timeout_s, shell=self._workspace.shell)
         text = _describe(result, timeout_s=timeout_s, limit=self._limits.observation_limit_chars)
-        if result.exit_code == _KILLED and await self._was_killed_for_memory():
-            text += "\n[killed: the memory of the sandbox was used up]"
+        if result.excess:
+            text += f"\n[all processes were killed: {result.excess}]"
+            self._count(result.excess)
         said = f"{_RESET}\n{text}" if action.reset else text
         return SandboxTerminalObservation.from_text(said, exit_code=result.exit_code)
 
-    async def _was_killed_for_memory(self) -> bool:
-        """Whether the kernel counts a new kill in the sandbox's cgroup; the third ends the episode."""
-        counted = await self._sandbox.run(_KILLS, shell="memory")
-        kills = int(counted.stdout) if counted.stdout.strip().isdigit() else 0
-        new, self._kills = kills > self._kills, kills
-        if new and kills >= _MOST_KILLS:
-            self._bridge.end(Ending(outcome=Outcome.OUT_OF_MEMORY, detail=f"{kills} processes were killed"))
-        return new
+    def _count(self, excess: Excess) -> None:
+        self._excesses += 1
+        if self._excesses >= _MOST_EXCESSES:
+            self._bridge.end(Ending(outcome=Outcome.OUT_OF_MEMORY, detail=str(excess)))
 
 
 class SandboxTerminalTool(FixedTool[SandboxTerminalAction, SandboxTerminalObservation]):

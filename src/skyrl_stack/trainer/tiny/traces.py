@@ -57,10 +57,7 @@ class Classroom:
         return [each for repeated in played for each in repeated]
 
     async def _play(self, task: Task, policy: Policy, tokenizer: TinyTokenizer, *, context_tokens: int) -> Attempt:
-        sizes = self.profile.runtime
-        spec = SandboxSpec(
-            image=task.image, workdir=REPOSITORY, cpus=sizes.cpus, memory_mb=sizes.memory_mb, pids=sizes.pids
-        )
+        spec = SandboxSpec(image=task.image, workdir=REPOSITORY, **self.profile.runtime.sizes)
         async with self._places:
             sandbox = await self.sandboxes.start(spec)
             try:

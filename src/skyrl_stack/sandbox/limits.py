@@ -1,0 +1,94 @@
+"""Limits of a cell's sandboxes: the server's end of the warden, and what each shell limits for itself."""
+
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Self
+
+from skyrl_stack.sandbox.contract import Excess, SandboxSpec
+
+_CELL_PROCESSES = 512
+"Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
+_LEAST_PROCESSES = 4096
+"A bomb in one sandbox needs longer to start these than the warden to see it."
+
+
+class Limits:
+    """The warden of the cell whose namespaces `helper` holds; `start` it, and `close` it before the cell."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._excesses: dict[str, Excess] = {}
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, helper: int) -> Self:
+        """Start the warden."""
+        argv = [sys.executable, "-m", "skyrl_stack.sandbox.warden", "--helper", str(helper)]
+        pipe = subprocess.PIPE
+        return cls(await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, start_new_session=True))
+
+    async def close(self) -> None:
+        """End the warden; the sandboxes are without limits from then on."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        await self._process.wait()
+        await self._reading
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    def watch(self, identifier: str, pid: int, upper: str, spec: SandboxSpec) -> None:
+        """Hold the sandbox to its sizes. `pid` is its process 1, as the cell counts; `upper` takes what it writes."""
+        sizes = spec.model_dump(include={"memory_mb", "pids", "disk_mb", "cpus"})
+        self._tell({"watch": {"id": identifier, "pid": pid, "upper": upper, **sizes}})
+
+    def forget(self, identifier: str) -> None:
+        """The sandbox is gone."""
+        self._excesses.pop(identifier, None)
+        self._tell({"forget": identifier})
+
+    def excess(self, identifier: str) -> Excess | None:
+        """What the sandbox used too much of since this was asked last."""
+        return self._excesses.pop(identifier, None)
+
+    def _tell(self, order: dict[str, object]) -> None:
+        assert self._process.stdin
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+
+    async def _read(self) -> None:
+        assert self._process.stdout
+        with suppress(ConnectionError):
+            while line := await self._process.stdout.readline():
+                said = json.loads(line)
+                self._excesses[said["id"]] = Excess.model_validate(said["excess"])
+
+
+def of_shell(spec: SandboxSpec, places: int) -> str:
+    """Commands by which a shell limits what it starts: the hard stop between two looks of the warden.
+
+    Memory and file size per process, at twice what the sandbox may have in all; processes over all `places` together.
+    Where the node's memory runs out, the kernel is told to take a sandbox before the server.
+    """
+    commands = ["echo 1000 2>/dev/null >/proc/self/oom_score_adj"]
+    if spec.memory_mb:
+        commands.append(f"ulimit -d {2 * spec.memory_mb * 1024}")
+    if spec.disk_mb:
+        commands.append(f"ulimit -f {2 * spec.disk_mb * 1024}")
+    if spec.pids and _processes_are_counted_by_namespace():
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        wanted = max(spec.pids * places, _LEAST_PROCESSES) + _CELL_PROCESSES
+        commands.append(f"ulimit -u {wanted if most == resource.RLIM_INFINITY else min(wanted, most)}")
+    return "; ".join(commands)
+
+
+def _processes_are_counted_by_namespace() -> bool:
+    """Since Linux 5.14. Before, RLIMIT_NPROC also counts what the user runs outside of the cell, such as a trainer."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (5, 14)
