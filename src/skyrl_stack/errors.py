@@ -7,6 +7,7 @@
     ├── SlurmUnreachable             Slurm does not answer: nothing is known, neither life nor death
     ├── SlurmRefused                 Slurm answered no; says what it said
     ├── PeerLost                     the other role stopped, died or fell silent
+    ├── NodeLost                     another node of the trainer's own is gone, and Ray there
     ├── TrainingStopped              training cannot go on: too many failures in a row, or verl failed
     ├── SandboxExpired               a sandbox used up its wall time: the policy's doing, an outcome
     └── InfrastructureError          an episode died of something the policy did not do
@@ -51,6 +52,10 @@ class SlurmRefused(StackError):
 
 class PeerLost(StackError):
     """The other role of the run ended, died or fell silent."""
+
+
+class NodeLost(StackError):
+    """Another node of the trainer's own is gone, or Ray there. What was saved is good, and may be gone on with."""
 
 
 class TrainingStopped(StackError):

@@ -11,19 +11,23 @@ from skyrl_stack.trainer.ending import EXIT_LEFT, Departure
 
 PROGRAM = """
 import signal, sys, threading, time
-from skyrl_stack.errors import PeerLost
+from skyrl_stack.errors import NodeLost, PeerLost
 from pathlib import Path
 from skyrl_stack.trainer import ending
 ending.GRACE_S = 1.0
 try:
-    with ending.Ending() as end:
+    with ending.Ending(comes_back=sys.argv[1].endswith("comes back")) as end:
         if sys.argv[1] == "lost":
             threading.Timer(0.1, end.peer_lost, ["the runtime failed"]).start()
+        if sys.argv[1].startswith("node"):
+            threading.Timer(0.1, end.node_lost, ["Ray ended on gpu2"]).start()
         asked = Path(sys.argv[2], "leave")
         if sys.argv[1] == "step":
             end.after_steps(asked)
         try:
             print("ready", flush=True)
+            if sys.argv[1].startswith("Ray first"):
+                raise NodeLost("lost gpu2")
             for _ in range(300):
                 time.sleep(0.1)
                 if asked.exists():
@@ -35,8 +39,8 @@ try:
         finally:
             time.sleep(30 if sys.argv[1] == "hang" else 0)
             print("closed", flush=True)
-except PeerLost as error:
-    print("PeerLost:", error, flush=True)
+except (NodeLost, PeerLost) as error:
+    print(f"{type(error).__name__}:", error, flush=True)
     sys.exit(1)
 """
 
@@ -62,6 +66,12 @@ def test_ray_may_swallow_the_exit_code() -> None:
 
 def test_a_lost_peer_is_named() -> None:
     assert end("lost", None) == (1, ["closed", "PeerLost: the runtime failed"])
+
+
+@pytest.mark.parametrize(("noticed", "why"), [("node", "Ray ended on gpu2"), ("Ray first", "lost gpu2")])
+def test_a_lost_node_is_named_or_the_trainer_comes_back(noticed: str, why: str) -> None:
+    assert end(noticed, None) == (1, ["closed", f"NodeLost: {why}"])
+    assert end(f"{noticed} comes back", None) == (EXIT_LEFT, ["closed"])
 
 
 def test_a_hanging_clean_up_is_cut_short() -> None:

@@ -43,7 +43,8 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
 
     Raises:
         StackError: the runtime is gone, training cannot go on, or the directory cannot be used as asked.
-        SystemExit: with EXIT_LEFT, if it was asked to leave and has saved what was done.
+        SystemExit: with EXIT_LEFT, if it was asked to leave and has saved what was done, or has lost a node and is
+            to be started again.
     """
     profile, done = directory.profile(), steps_done(directory.checkpoints)
     if done and not resume:
@@ -52,7 +53,7 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
         print(f"trainer: all {done} steps are done; raise trainer.steps to train on", flush=True)
         return
     _require_ranks_of_checkpoint(directory, done, Ranks.of(profile))
-    ending, launch = Ending(), directory.launch()
+    ending, launch = Ending(comes_back=profile.goes_on), directory.launch()
     with (
         Presence(directory, "trainer", "runtime", on_lost=ending.peer_lost) as presence,
         ending,

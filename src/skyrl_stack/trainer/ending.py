@@ -2,23 +2,25 @@
 
 SIGTERM, the other role       at once: an exception in the main thread, so that everything is closed in order; if
 or a node of its own is lost  that takes too long the process ends, and Ray's with it (the kernel kills them)
+                              after the loss of a node it is to be started again, where a run goes on by itself
 SIGUSR1                       asked to leave: the step in hand is finished and saved first (`task_runner.py`)
 a time limit                  leaves by itself when the next step would not end before it
 """
 
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, NoReturn, Self
 
-from skyrl_stack.errors import PeerLost, StackError, TrainingStopped
+from skyrl_stack.errors import NodeLost, PeerLost, StackError
 
 GRACE_S = 12.0
 EXIT_LEFT = 75
-"Exit code of a trainer that was asked to leave, and whose run can go on: sysexits' EX_TEMPFAIL."
+"Exit code of a trainer that is to be started again, for its run can go on: sysexits' EX_TEMPFAIL."
 LEAVE_BY_VARIABLE = "SKYRL_LEAVE_BY"
 "Seconds since the epoch: by when the process must have ended. Unset without a time limit."
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -51,9 +53,13 @@ class Departure:
 
 
 class Ending:
-    """Inside the block, which is the main thread's, a signal raises SystemExit, a lost peer or node a StackError."""
+    """Inside the block, which is the main thread's, a signal raises SystemExit, a lost peer or node a StackError.
 
-    def __init__(self) -> None:
+    Where the trainer `comes_back`, the loss of a node is no failure: the block ends by SystemExit with EXIT_LEFT.
+    """
+
+    def __init__(self, *, comes_back: bool = False) -> None:
+        self._comes_back = comes_back
         self._cause: StackError | None = None
         self._signal = 0
         self._asked: Path | None = None
@@ -63,11 +69,15 @@ class Ending:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self._signal or not isinstance(error, SystemExit):
-            return
-        if self._cause:
+        told = self._signal and isinstance(error, SystemExit)
+        cause = self._cause if told else error
+        if isinstance(cause, NodeLost) and self._comes_back:
+            print(f"trainer: {cause}; it is to be started again", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_LEFT) from None
+        if told and self._cause:
             raise self._cause from None
-        raise SystemExit(128 + self._signal) from None  # Ray hands on that there was one, but not its code
+        if told:
+            raise SystemExit(128 + self._signal) from None  # Ray hands on that there was one, but not its code
 
     def take_signals(self) -> None:
         """Handle the signals here; again after a library has put its own handlers in place."""
@@ -84,8 +94,8 @@ class Ending:
         self._end_by(PeerLost(reason))
 
     def node_lost(self, reason: str) -> None:
-        """End the block by TrainingStopped. From any thread."""
-        self._end_by(TrainingStopped(reason))
+        """End the block by NodeLost. From any thread."""
+        self._end_by(NodeLost(reason))
 
     def _end_by(self, cause: StackError) -> None:
         self._cause = cause

@@ -20,15 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from skyrl_stack.errors import SetupError, TrainingStopped
+from skyrl_stack.errors import NodeLost, SetupError, TrainingStopped
 from skyrl_stack.profile import Profile
 from skyrl_stack.site import SlurmLauncher
 
 POLL_S = 1.0
 CANCEL_GRACE_S = 3.0
 "A cancelled job's steps may end before the trainer is told that it is cancelled."
-LOSS_DELAY_S = 2.0
-"Ray notices the end of an actor before that of its node."
 END_TIMEOUT_S = 5.0
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 
@@ -42,6 +40,7 @@ def other_nodes(
     `on_lost` is called once, from a thread, with the reason, if one of them is lost.
 
     Raises:
+        NodeLost: what failed inside the block failed because one of them is lost.
         TrainingStopped: not all have joined within `run.start_timeout_s`; names those that have not.
         SetupError: this process is not part of a Slurm job.
     """
@@ -55,7 +54,7 @@ def other_nodes(
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
     with _given_token(command, environment, token) as srun:
         _await(nodes, srun, profile.run.start_timeout_s)
-        with _watched(nodes, srun, on_lost):
+        with _watched(nodes, srun, on_lost, noticed_within_s=profile.run.peer_timeout_s):
             yield
 
 
@@ -158,8 +157,13 @@ def _await(nodes: list[str], srun: subprocess.Popen[str], timeout_s: float) -> N
 
 
 @contextmanager
-def _watched(nodes: list[str], srun: subprocess.Popen[str], on_lost: Callable[[str], None]) -> Iterator[None]:
-    """Inside the block the loss of a node calls `on_lost`, and is the cause of what fails because of it."""
+def _watched(
+    nodes: list[str], srun: subprocess.Popen[str], on_lost: Callable[[str], None], *, noticed_within_s: float
+) -> Iterator[None]:
+    """Inside the block the loss of a node calls `on_lost`, and is the cause of what fails because of it.
+
+    Ray notices at once that an actor is gone, but may take `noticed_within_s` to miss its node (`options.environment`).
+    """
     ended = threading.Event()
 
     def watch() -> None:
@@ -173,9 +177,11 @@ def _watched(nodes: list[str], srun: subprocess.Popen[str], on_lost: Callable[[s
     try:
         yield
     except Exception as error:
-        time.sleep(LOSS_DELAY_S)
-        if reason := _loss(nodes, srun):
-            raise TrainingStopped(reason) from error
+        deadline = time.monotonic() + noticed_within_s
+        while time.monotonic() < deadline:
+            if reason := _loss(nodes, srun):
+                raise NodeLost(reason) from error
+            time.sleep(POLL_S)
         raise
     finally:
         ended.set()
