@@ -1,6 +1,7 @@
 """Plan: what does not fit is found before anything is submitted, with the nearest value that does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from skyrl_stack.errors import ProfileError
 from skyrl_stack.launch.plan.plan import plan
 from skyrl_stack.launch.plan.survey import Survey, survey
 from skyrl_stack.launch.slurm.client import Partition
+from skyrl_stack.launch.slurm.jobs import Job
+from skyrl_stack.launch.slurm.limits import Limit
 from skyrl_stack.profile import Profile, load_profile
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -91,6 +94,39 @@ def test_what_is_not_known_is_said_and_refuses_nothing() -> None:
 def test_an_unlimited_partition_takes_any_time() -> None:
     unlimited = Survey(partitions=[Partition("test", None, 112, 10**6, {}), FASRC.partitions[1]])  # type: ignore[index]
     assert texts(dev("launcher.runtime.time_limit=30-00:00:00"), unlimited) == []
+
+
+def test_an_array_is_no_longer_than_the_site_allows() -> None:
+    site = replace(FASRC, array_size=8)
+    nodes = ["trainer.concurrent_episodes=8", "runtime.max_sandboxes=1"]
+    assert texts(dev("launcher.runtime.nodes=8", *nodes), site) == []
+    [said] = texts(dev("launcher.runtime.nodes=9", *nodes), site)
+    assert said == "launcher.runtime.nodes = 9: an array has 8 tasks at most here: 8 works"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "level", "said"),
+    [
+        (2, None, ""),
+        (3, "error", "2 jobs, but QOS normal allows 5 submitted at once and 4 of yours are in the queue: squeue --me"),
+    ],
+)
+def test_jobs_in_the_queue_count_against_its_limits_task_by_task(tasks: int, level: str | None, said: str) -> None:
+    queued = [
+        Job("7_[1-9]", "mine", "PENDING", partition="test", qos="normal", tasks=tasks),
+        Job("7_0", "mine", "RUNNING", partition="test", qos="normal"),
+        Job("9", "elsewhere", "PENDING", partition="test", qos="high", tasks=50),
+    ]
+    site = replace(FASRC, limits=[Limit("qos", "normal", submit=5)], queued=queued)
+    assert texts(dev(), site) == ([said] if level else [])
+
+
+def test_jobs_that_run_let_the_next_wait() -> None:
+    queued = [Job("7", "mine", "RUNNING", partition="test", account="lab")]
+    site = replace(FASRC, limits=[Limit("association", "lab", jobs=2, is_default=True)], queued=queued)
+    assert texts(dev(), site) == []
+    [said] = texts(dev(), site, level="warning")
+    assert said == "account lab lets 2 jobs run at once, and 1 of yours do: this run waits"
 
 
 def test_parameters_are_counted_in_the_models_own_files(tmp_path: Path) -> None:

@@ -9,14 +9,19 @@ from fake_slurm import FakeSlurm
 
 from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
 from skyrl_stack.launch.slurm import client
-from skyrl_stack.launch.slurm.client import Partition, parse_jobs
+from skyrl_stack.launch.slurm.client import Partition
+from skyrl_stack.launch.slurm.jobs import Job, by_name, read_jobs
 
 RECORDED = Path(__file__).parent / "slurm"
 
 
+def jobs_of(answer: str) -> dict[str, Job]:
+    return by_name(read_jobs(answer))
+
+
 @pytest.mark.parametrize("version", ["22.05", "24.11"])
 def test_the_queue_in_both_shapes_of_json(version: str) -> None:
-    jobs = parse_jobs((RECORDED / f"squeue-{version}.json").read_text())
+    jobs = jobs_of((RECORDED / f"squeue-{version}.json").read_text())
     running, pending = jobs["runtime-abc"], jobs["trainer-abc"]
     assert (running.id, running.state, running.node, running.reason) == ("1", "RUNNING", "cpu1", "")
     assert (running.time_limit_s, running.starts_at > 1.7e9, running.has_ended) == (3600, True, False)
@@ -48,13 +53,13 @@ def test_a_requeue_goes_behind_the_other_job(slurm: FakeSlurm) -> None:
 
 def test_no_controller_is_not_an_empty_queue() -> None:
     with pytest.raises(SlurmUnreachable, match="Failed while looking for jobs"):
-        parse_jobs((RECORDED / "squeue-22.05-no-controller.json").read_text())
+        read_jobs((RECORDED / "squeue-22.05-no-controller.json").read_text())
 
 
 def test_of_several_jobs_of_a_name_one_that_lives_counts_or_the_newest() -> None:
     text = (RECORDED / "squeue-22.05.json").read_text()
-    assert parse_jobs(text.replace("done-abc", "runtime-abc"))["runtime-abc"].id == "1"
-    assert parse_jobs(text.replace("done-abc", "cancelled-abc"))["cancelled-abc"].id == "4"
+    assert jobs_of(text.replace("done-abc", "runtime-abc"))["runtime-abc"].id == "1"
+    assert jobs_of(text.replace("done-abc", "cancelled-abc"))["cancelled-abc"].id == "4"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,25 @@ def test_of_several_jobs_of_a_name_one_that_lives_counts_or_the_newest() -> None
 def test_tasks_of_an_array_are_named_as_slurm_names_them(task: Any, waiting: str, expected: str) -> None:
     job = {"job_id": 7, "name": "n", "job_state": "RUNNING", "state_reason": "None", "nodes": "", "start_time": 0}
     array = {"time_limit": 60, "array_job_id": 5, "array_task_id": task, "array_task_string": waiting}
-    assert parse_jobs(json.dumps({"jobs": [job | array]}))["n"].id == expected
+    assert jobs_of(json.dumps({"jobs": [job | array]}))["n"].id == expected
+
+
+def test_tasks_that_wait_are_told_with_one_that_runs_and_each_counts() -> None:
+    record = {"name": "n", "state_reason": "None", "nodes": "", "start_time": 0, "time_limit": 60}
+    running = record | {"job_id": 8, "job_state": "RUNNING", "array_job_id": 7, "array_task_id": 0}
+    again = record | {"job_id": 9, "job_state": "PENDING", "array_job_id": 7, "array_task_id": 1}
+    waiting = record | {"job_id": 7, "job_state": "PENDING", "array_job_id": 7, "array_task_string": "2-6,8,10-20:5%2"}
+    answer = json.dumps({"jobs": [running, again, waiting]})
+    assert [job.tasks for job in read_jobs(answer)] == [9, 1, 1]
+    assert (jobs_of(answer)["n"].id, jobs_of(answer)["n"].more_waiting) == ("7_0", 10)
+    assert jobs_of(json.dumps({"jobs": [waiting]}))["n"].more_waiting == 0  # its id says which
+
+
+def test_the_size_of_an_array_is_what_the_site_allows(slurm: FakeSlurm) -> None:
+    slurm.answers("scontrol", "printf 'MaxArraySize            = 1001\\nMaxJobCount             = 10000\\n'")
+    assert client.array_size() == 1001
+    slurm.answers("scontrol", "exit 1")
+    assert client.array_size() is None
 
 
 def test_partitions(slurm: FakeSlurm) -> None:

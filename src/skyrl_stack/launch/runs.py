@@ -10,10 +10,10 @@ from typing import Literal
 from skyrl_stack.errors import RunDirectoryError, SetupError, SlurmRefused, SlurmUnreachable
 from skyrl_stack.launch import processes
 from skyrl_stack.launch.slurm import client
-from skyrl_stack.launch.slurm.client import Job
+from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.profile import Profile
-from skyrl_stack.records import Failure, Launch, publish
+from skyrl_stack.records import Failure, Launch
 from skyrl_stack.report import Step, read_steps
 from skyrl_stack.run_directory import Role, RunDirectory
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from skyrl_stack.errors import RunDirectoryError
 from skyrl_stack.launch.runs import ROLES, Run, all_runs, look
 from skyrl_stack.launch.slurm import client
-from skyrl_stack.launch.slurm.client import Job
+from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.records import Heartbeat
 from skyrl_stack.report import read_episodes
@@ -125,6 +125,8 @@ def _job_facts(job: Job, now: Callable[[], float] = time.time) -> Iterator[str]:
     reason = f" ({job.reason})" if job.reason else ""
     node = f" on {job.node}" if job.node else ""
     yield f"job {job.id} {job.state}{reason}{node}"
+    if job.more_waiting:
+        yield f"{job.more_waiting} more of its array wait"
     if job.state == "PENDING" and job.starts_at:
         yield f"expected to start {datetime.fromtimestamp(job.starts_at):%d %b %H:%M}"
     if job.state == "RUNNING":

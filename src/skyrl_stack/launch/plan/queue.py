@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from skyrl_stack.launch.plan.findings import Finding, Need
 from skyrl_stack.launch.plan.survey import Survey
 from skyrl_stack.launch.slurm.client import Partition
+from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.limits import Limit
 from skyrl_stack.run_directory import Role
 from skyrl_stack.section import did_you_mean
@@ -26,6 +27,7 @@ def queue(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]:
         yield Need(f"{role}'s job", asked, _offer(job, offered))
         if survey.partitions is not None:
             yield from _partition(role, job, survey.partitions, offered)
+    yield from _array(launcher, survey.array_size)
     if survey.partitions is None:
         yield Finding("note", "Slurm does not say what its partitions offer; they are not checked")
     else:
@@ -86,6 +88,18 @@ def _nodes(job: JobSection, offered: Sequence[Partition]) -> Iterator[Finding]:
         yield Finding("error", f"launcher.trainer.nodes = {job.nodes}: a job of {job.partition} may have {most}")
 
 
+def _array(launcher: SlurmLauncher, most: int | None) -> Iterator[Need | Finding]:
+    """Each node of the runtime is a task of an array."""
+    nodes = launcher.runtime.nodes
+    if most is None or nodes == 1:
+        return
+    yield Need("tasks of the runtime's array", str(nodes), f"{most} (MaxArraySize)")
+    if nodes > most:
+        yield Finding(
+            "error", f"launcher.runtime.nodes = {nodes}: an array has {most} tasks at most here: {most} works"
+        )
+
+
 def _limits(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]:
     """The limits that hold for each of the two jobs, and for both together where they share one."""
     for limit in survey.limits:
@@ -93,16 +107,39 @@ def _limits(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]
         if not roles:
             continue
         name = f"{'account' if limit.kind == 'association' else 'QOS'} {limit.name}"
-        count = sum(_jobs(role, launcher) for role in roles)
-        for most, does in ((limit.submit, "submitted"), (limit.jobs, "running")):
-            if most is not None:
-                yield Need(f"jobs {does}, {name}", str(count), str(most))
-            if most is not None and count > most:
-                remedy = _fewer(launcher, most)
-                yield Finding("error", f"{count} jobs, but {name} allows {most} {does} at once: {remedy}")
+        yield from _counts(
+            limit, name, launcher, roles, [job for job in survey.queued if _counts_for(job, limit, survey)]
+        )
         for role in roles:
             yield from _one_job(limit, name, role, launcher.job(role))
         yield from _together(limit, name, {role: launcher.job(role) for role in roles})
+
+
+def _counts(
+    limit: Limit, name: str, launcher: SlurmLauncher, roles: Sequence[Role], queued: Sequence[Job]
+) -> Iterator[Need | Finding]:
+    """How many jobs may be submitted, and run, at once. Tasks of an array that wait count one by one."""
+    count = sum(_jobs(role, launcher) for role in roles)
+    submitted = sum(job.tasks for job in queued)
+    running = sum(job.state != "PENDING" for job in queued)
+    for most, does, others in ((limit.submit, "submitted", submitted), (limit.jobs, "running", running)):
+        if most is None:
+            continue
+        yield Need(f"jobs {does}, {name}", str(count), f"{most}, {others} of them taken" if others else str(most))
+        if count > most:
+            yield Finding("error", f"{count} jobs, but {name} allows {most} {does} at once: {_fewer(launcher, most)}")
+        elif count + others > most and does == "submitted":
+            there = f"{others} of yours are in the queue"
+            yield Finding("error", f"{count} jobs, but {name} allows {most} submitted at once and {there}: squeue --me")
+        elif count + others > most:
+            yield Finding("warning", f"{name} lets {most} jobs run at once, and {others} of yours do: this run waits")
+
+
+def _counts_for(job: Job, limit: Limit, survey: Survey) -> bool:
+    if limit.kind == "association":
+        return job.account == limit.name and limit.partition in ("", job.partition)
+    of_partition = {partition.qos for partition in survey.partitions or () if partition.name == job.partition}
+    return limit.name in of_partition | {job.qos}
 
 
 def _holds(limit: Limit, launcher: SlurmLauncher, role: Role, survey: Survey) -> bool:

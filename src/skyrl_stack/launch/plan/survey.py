@@ -10,6 +10,7 @@ from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
 from skyrl_stack.launch.plan.model import Shape, read_parameters, read_shape
 from skyrl_stack.launch.slurm import client, limits
 from skyrl_stack.launch.slurm.client import Partition
+from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.limits import Limit
 from skyrl_stack.profile import Profile
 from skyrl_stack.tasks.manifest import Standing, standing
@@ -22,6 +23,10 @@ class Survey:
     partitions: Sequence[Partition] | None = None
     limits: Sequence[Limit] = ()
     "Of accounting; none where the site has no accounting."
+    queued: Sequence[Job] = ()
+    "This user's jobs that wait or run already."
+    array_size: int | None = None
+    "Tasks that a job array may have."
     free_bytes: int | None = None
     "On the file system of `run.root`."
     free_files: int | None = None
@@ -41,6 +46,8 @@ def survey(profile: Profile) -> Survey:
     return Survey(
         partitions=partitions,
         limits=limits.limits() if partitions is not None else (),
+        queued=_queued() if partitions is not None else (),
+        array_size=client.array_size() if partitions is not None else None,
         free_bytes=shutil.disk_usage(root).free,
         free_files=_free_files(root),
         shape=read_shape(profile.model.path),
@@ -54,6 +61,13 @@ def _partitions() -> list[Partition] | None:
         return client.partitions()
     except (SlurmUnreachable, SlurmRefused, SetupError):
         return None
+
+
+def _queued() -> list[Job]:
+    try:
+        return client.in_queue()
+    except (SlurmUnreachable, SlurmRefused, SetupError):
+        return []
 
 
 def _free_files(folder: Path) -> int | None:

@@ -6,7 +6,6 @@ gives the same ids to other people's jobs. Every call has a timeout; a controlle
 """
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -16,42 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
+from skyrl_stack.launch.slurm.jobs import Job, by_name, read_jobs
 from skyrl_stack.site import seconds
 
 TIMEOUT_S = 30.0
 HURRIED_TIMEOUT_S = 8.0
 "For who was told to end: Slurm's KillWait is 30 s."
-ENDED = {
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"),
-    *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
-}
 _UNREACHABLE = re.compile(
     r"unable to contact|connect failure|connection refused|timed out|communication|not responding|unexpected message",
     re.IGNORECASE,
 )
 _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What Slurm says of a job."""
-
-    id: str
-    "Of a job array's tasks: `<array>_<task>`, or `<array>_[<tasks>]` while they wait."
-    name: str
-    state: str
-    reason: str = ""
-    "Why it waits, or how it ended; empty where Slurm says nothing."
-    node: str = ""
-    starts_at: float = 0
-    "Seconds since the epoch, expected or past; 0 where Slurm has no estimate."
-    time_limit_s: float = 0
-    restarts: int = 0
-    "How often Slurm has put it into the queue again."
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state in ENDED
 
 
 @dataclass(frozen=True)
@@ -102,25 +76,24 @@ def jobs() -> dict[str, Job]:
     Raises:
         SlurmUnreachable, SlurmRefused
     """
-    answer = _call(["squeue", "--json", "--states=all", "--me"])
-    try:
-        return parse_jobs(answer)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SlurmUnreachable(f"squeue --json: unexpected answer: {type(error).__name__}: {error}") from error
+    return by_name(read_jobs(_call(["squeue", "--json", "--states=all", "--me"])))
 
 
-def parse_jobs(answer: str) -> dict[str, Job]:
-    """Jobs of `squeue --json` by name, of Slurm 22.05 (plain values) to 24.11 (lists and `{set, number}`).
-
-    Of several of one name, the tasks of an array or a former launch's, it is the one that got furthest and lives, or
-    else the newest.
+def in_queue() -> list[Job]:
+    """All jobs of this user that have not ended.
 
     Raises:
-        SlurmUnreachable: Slurm answered that it cannot answer: exit code 0, no jobs, and errors among the JSON.
+        SlurmUnreachable, SlurmRefused
     """
-    jobs = [_job(record) for record in sorted(_records(answer), key=lambda record: record["job_id"])]
-    jobs.sort(key=lambda job: 0 if job.has_ended else 1 if job.state == "PENDING" else 2)
-    return {job.name: job for job in jobs}
+    return [job for job in read_jobs(_call(["squeue", "--json", "--me"])) if not job.has_ended]
+
+
+def array_size() -> int | None:
+    """Tasks that a job array may have here; None where Slurm does not say."""
+    with contextlib.suppress(SlurmUnreachable, SlurmRefused, SetupError):
+        if found := re.search(r"^MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]), re.MULTILINE):
+            return int(found[1])
+    return None
 
 
 def find(job_id: str, name: str) -> Job | None:
@@ -133,8 +106,7 @@ def find(job_id: str, name: str) -> Job | None:
         answer = _call(["squeue", "--json", "--states=all", f"--jobs={job_id}"], timeout_s=HURRIED_TIMEOUT_S)
     except SlurmRefused:
         return None
-    found = [record for record in _records(answer) if (str(record["job_id"]), record["name"]) == (job_id, name)]
-    return _job(found[0]) if found else None
+    return next((job for job in read_jobs(answer) if (job.number, job.name) == (job_id, name)), None)
 
 
 def requeue(job_id: str, *, behind: str | None = None) -> None:
@@ -218,43 +190,8 @@ def _call(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
 def _environment() -> dict[str, str]:
     """Without what a shell or an outer job has set for Slurm: `SBATCH_PARTITION` would win over the script."""
     kept = (name for name in os.environ if name in _KEPT_VARIABLES or not name.startswith(("SLURM_", "SBATCH_")))
-    return {name: os.environ[name] for name in kept}
-
-
-def _records(answer: str) -> list[dict[str, Any]]:
-    content = json.loads(answer)
-    if errors := content.get("errors"):
-        raise SlurmUnreachable(f"squeue: {errors[0].get('description') or errors[0].get('error')}")
-    return content["jobs"]
-
-
-def _job(record: dict[str, Any]) -> Job:
-    state, reason = record["job_state"], record["state_reason"]
-    return Job(
-        id=_id(record),
-        name=record["name"],
-        state=state if isinstance(state, str) else state[0],
-        reason="" if reason == "None" else reason,
-        node=record["nodes"],
-        starts_at=_number(record["start_time"]),
-        time_limit_s=60 * _number(record["time_limit"]),
-        restarts=_number(record.get("restart_cnt")),
-    )
-
-
-def _id(record: dict[str, Any]) -> str:
-    task = record.get("array_task_id")
-    if task is None or (isinstance(task, dict) and not task["set"]):
-        waiting = record.get("array_task_string")
-        return f"{record['job_id']}_[{waiting}]" if waiting else str(record["job_id"])
-    return f"{_number(record['array_job_id'])}_{_number(task)}"
-
-
-def _number(value: int | dict[str, Any] | None) -> int:
-    """A number of either shape; 0 where it is not set or has no bound."""
-    if isinstance(value, dict):
-        return value["number"] if value["set"] and not value["infinite"] else 0
-    return value or 0
+    # Lists of an array's tasks as long as they are, and not cut after 64 characters.
+    return {name: os.environ[name] for name in kept} | {"SLURM_BITSTR_LEN": "0"}
 
 
 def _partition(line: str) -> Partition:

@@ -11,7 +11,7 @@ import time
 
 from skyrl_stack.errors import PeerLost, SetupError, SlurmRefused, SlurmUnreachable, StackError
 from skyrl_stack.launch.slurm import client
-from skyrl_stack.launch.slurm.client import Job
+from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.presence import Watch
 from skyrl_stack.run_directory import Role, RunDirectory
