@@ -31,6 +31,8 @@ class Launch(Record):
     pid: int = Field(default_factory=os.getpid)
     host: str = Field(default_factory=lambda: os.uname().nodename)
     started_at: float = Field(default_factory=time.time)
+    profile_digest: str = ""
+    "SHA-256 of the profile's file, by which a node sees whether it sees this launch's."
 
 
 class Incarnation(Record):

@@ -23,6 +23,7 @@ writer. That holds on NFS and Lustre: no locks, no sockets, and a reader that wa
 The runtime may run on several nodes; each is an *instance* of the role, with files of its own.
 """
 
+import hashlib
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -124,6 +125,26 @@ class RunDirectory:
         """Keep some room, so that on a full file system the cause can still be recorded."""
         if not self.spare.is_file():
             write_atomic(self.spare, bytes(SPARE_BYTES))
+
+    def hand_over(self, launch: Launch, profile: Profile) -> None:
+        """Let `launch` own the directory from now on, with this profile."""
+        publish(self.profile_file, profile)
+        publish(self.launch_file, launch.model_copy(update={"profile_digest": self._profile_digest()}))
+
+    def await_launch(self, launch_id: str, timeout_s: float, poll_s: float = 0.5) -> None:
+        """Wait until this node sees what `launch_id` was handed: a shared file system may show old files for a while.
+
+        Raises:
+            RunDirectoryError: the directory belongs to another launch.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (seen := self.launch()).launch_id != launch_id or seen.profile_digest not in ("", self._profile_digest()):
+            if time.monotonic() > deadline:
+                raise RunDirectoryError(f"{self.path}: belongs to another launch than the one of this job")
+            time.sleep(poll_s)
+
+    def _profile_digest(self) -> str:
+        return hashlib.sha256(self.profile_file.read_bytes()).hexdigest()
 
     def profile(self) -> Profile:
         """The resolved profile."""

@@ -81,13 +81,14 @@ def test_roles_are_told_when_their_launcher_is_killed(tmp_path: Path, launch_id:
 
 
 def test_a_run_directory_in_use_is_refused_and_keeps_its_owner(tmp_path: Path, launch_id: str) -> None:
-    directory = RunDirectory.create(tmp_path, Profile(name="test"))
-    claim(directory, Launch(launch_id=launch_id))
+    profile = Profile(name="test")
+    directory = RunDirectory.create(tmp_path, profile)
+    claim(directory, Launch(launch_id=launch_id), profile)
     process = start(tmp_path, launch_id, STUBBORN)
     try:
         with pytest.raises(RunDirectoryError, match="is still running"):
-            claim(directory, Launch())
+            claim(directory, Launch(), profile)
         assert directory.launch().launch_id == launch_id
     finally:
         processes.stop(process, grace_s=0)
-    claim(directory, Launch())
+    claim(directory, Launch(), profile)

@@ -13,7 +13,7 @@ from skyrl_stack.errors import PeerLost
 from skyrl_stack.launch.roles import POLL_S, RoleProcesses, signals_raise
 from skyrl_stack.launch.runs import claim
 from skyrl_stack.profile import Profile
-from skyrl_stack.records import Launch, publish
+from skyrl_stack.records import Launch
 from skyrl_stack.report import read_steps
 from skyrl_stack.run_directory import Role, RunDirectory
 
@@ -39,8 +39,7 @@ class LocalLaunch:
         Raises:
             StackError: a role failed, or the launch was interrupted; nothing of it is left running.
         """
-        claim(self.directory, self.launch)
-        publish(self.directory.profile_file, self.profile)  # a resumed run may be given new values
+        claim(self.directory, self.launch, self.profile)
         with signals_raise(), self.roles.nothing_left():
             self._make_tasks()
             runtime = self._start("runtime")

@@ -105,8 +105,8 @@ def all_runs(root: Path) -> list[RunDirectory]:
     return [RunDirectory(file.parent) for file in sorted(root.glob("*/profile.json"))]
 
 
-def claim(directory: RunDirectory, launch: Launch) -> None:
-    """Make `launch` the owner of the directory.
+def claim(directory: RunDirectory, launch: Launch, profile: Profile) -> None:
+    """Make `launch` the owner of the directory; a resumed run may be given a new profile.
 
     Raises:
         RunDirectoryError: another launch is still running in it, or may be.
@@ -118,7 +118,7 @@ def claim(directory: RunDirectory, launch: Launch) -> None:
             owner = directory.launch().launch_id
             raise RunDirectoryError(f"{directory.path}: launch {owner} {running}; skyrl-stack stop {directory.path}")
     directory.keep_spare()
-    publish(directory.launch_file, launch)
+    directory.hand_over(launch, profile)
 
 
 def _run(directory: RunDirectory, profile: Profile, queue: Mapping[str, Job] | None) -> Run:

@@ -37,7 +37,7 @@ LEAVE_S = 45.0
 RETRY_S = 5.0
 PEER: dict[Role, Role] = {"runtime": "trainer", "trainer": "runtime"}
 LEFT = (EXIT_LEFT, -signal.SIGUSR1)
-"Exit codes of a role that was asked to leave; the second is of one that had just been started."
+"Exit codes of a role that is to be started again; the second is of one that had just been started."
 
 
 def main() -> int:
@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="the trainer: go on after the newest checkpoint")
     arguments = parser.parse_args()
     try:
-        RoleJob(RunDirectory.open(arguments.run_dir), arguments.role).run(resume=arguments.resume)
+        directory = RunDirectory.open(arguments.run_dir)
+        directory.await_launch(os.environ.get(LAUNCH_VARIABLE, ""), directory.profile().run.peer_timeout_s)
+        RoleJob(directory, arguments.role).run(resume=arguments.resume)
     except StackError as error:
         print(f"{arguments.role}: {error}", file=sys.stderr)
         return 1
@@ -77,8 +79,6 @@ class RoleJob:
         Raises:
             StackError: it failed, was told to stop, or its peer is gone; nothing of it is left running.
         """
-        if self.directory.launch().launch_id != self.launch_id:
-            raise RunDirectoryError(f"{self.directory.path}: belongs to another launch than the one of this job")
         signal.signal(signal.SIGUSR1, self._ask_to_leave)
         with (
             signals_raise(),
@@ -105,7 +105,7 @@ class RoleJob:
                 told = True
             time.sleep(POLL_S)
         if process.returncode in LEFT:
-            raise GoesBack("the trainer was asked to leave, or had no time for another step")
+            raise GoesBack("the trainer left, before its time limit or without a node that it lost (see above)")
         if process.returncode != 0:
             raise self._roles.failure(self.role, process.returncode)
 

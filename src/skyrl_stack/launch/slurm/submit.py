@@ -11,7 +11,7 @@ from skyrl_stack.launch.runs import ROLES, claim, look
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name, render
 from skyrl_stack.profile import Profile, override_profile
-from skyrl_stack.records import Launch, publish, write_atomic
+from skyrl_stack.records import Launch, write_atomic
 from skyrl_stack.run_directory import Role, RunDirectory
 from skyrl_stack.site import SlurmLauncher
 
@@ -60,8 +60,7 @@ class SlurmLaunch:
             self.say(join(client.submit_command(script, self.directory.path, after=after, tasks=tasks)))
 
     def _write(self) -> None:
-        claim(self.directory, self.launch)
-        publish(self.directory.profile_file, self.profile)  # a resumed run may be given new values
+        claim(self.directory, self.launch, self.profile)
         self.directory.batch_script("runtime").parent.mkdir(exist_ok=True)
         for role in ROLES:
             text = render(
@@ -127,5 +126,5 @@ def join_run(directory: RunDirectory, nodes: int, say: Say) -> None:
     had = launcher.runtime.nodes
     more = range(had, had + nodes)
     job_id = client.submit(directory.batch_script("runtime"), directory.path, tasks=more)
-    publish(directory.profile_file, override_profile(run.profile, [f"launcher.runtime.nodes={had + nodes}"]))
+    directory.hand_over(directory.launch(), override_profile(run.profile, [f"launcher.runtime.nodes={had + nodes}"]))
     say(f"runtime: job {job_id}_[{more[0]}-{more[-1]}] in partition {launcher.runtime.partition}")
