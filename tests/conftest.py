@@ -1,6 +1,7 @@
 """Fixtures that several suites share."""
 
 import asyncio
+import os
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from skyrl_stack.sandbox.namespaces import require_user_namespaces
 from skyrl_stack.sandbox.podman_config import require_podman
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import Task, read_tasks
+
+os.environ |= {"RAY_worker_niceness": "0"}  # its own is 15: beside another file of tests its workers would starve
 
 LONGEST_FIRST = ("slurm", "training", "apptainer", "podman")
 

@@ -10,31 +10,23 @@ device node without a driver: Slurm hands it out, nobody can compute on it. Need
 """
 
 import contextlib
-import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from private_slurm import PATH, PrivateSlurm, lacking
 
 from skyrl_stack.sandbox.storage import cache_dir
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "mknod")
-_SBIN = "/usr/sbin:/sbin"
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
 
 def missing() -> list[str]:
-    """What this machine lacks for a private Slurm."""
-    path = f"{os.environ['PATH']}:{_SBIN}"
-    lacking = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
-    return lacking if os.geteuid() == 0 else [*lacking, "root"]
+    """What this machine lacks for it."""
+    return lacking(("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "mknod"))
 
 
 @contextlib.contextmanager
@@ -55,33 +47,26 @@ def _claim_network() -> int:
     """Make a bridge of a free number, which claims that number: clusters of several test runs live side by side."""
     for number in range(20, 220):
         argv = ["ip", "link", "add", f"sl{number}", "type", "bridge"]
-        path = f"{os.environ['PATH']}:{_SBIN}"
-        if subprocess.run(argv, env={"PATH": path}, capture_output=True, timeout=30).returncode == 0:
+        if subprocess.run(argv, env={"PATH": PATH}, capture_output=True, timeout=30).returncode == 0:
             return number
     raise AssertionError("no free network; `ip link` shows bridges sl* that earlier tests have left")
 
 
 @dataclass
-class Cluster:
-    directory: Path
+class Cluster(PrivateSlurm):
     max_time: str
     number: int
     "Of the subnet, the ports and the bridge, which exists."
     gpu_nodes: int = 1
     cpu_nodes: int = 1
-    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.bridge = f"sl{self.number}"
         apart = [f"gpu{i}" for i in range(1, self.gpu_nodes + 1)] + [f"cpu{i}" for i in range(2, self.cpu_nodes + 1)]
         self.networks = {node: f"sl{self.number}-{node}" for node in apart}
         self.addresses = {"cpu1": f"10.213.{self.number}.1"}
         self.addresses |= {node: f"10.213.{self.number}.{10 + i}" for i, node in enumerate(self.networks, start=1)}
-        self.conf = self.directory / "slurm.conf"
-        self.environment = os.environ | {
-            "SLURM_CONF": str(self.conf),
-            "PATH": f"{os.environ['PATH']}:{_SBIN}",
-        }
 
     def start(self) -> None:
         for name in ("state", "log", "run", *(f"spool/{node}" for node in self.addresses)):
@@ -89,8 +74,8 @@ class Cluster:
         self.directory.chmod(0o755)
         self._start_network()
         self._write_configuration()
-        self._start_munge()
-        self._start("slurmctld", ["slurmctld", "-D"])
+        self.start_munge()
+        self.start_daemon("slurmctld", "slurmctld", "-D")
         for node in self.addresses:
             self.start_node(node)
         self.wait_for(lambda: self._idle_nodes() == len(self.addresses), 30, "nodes that are idle")
@@ -103,7 +88,7 @@ class Cluster:
         argv = ["unshare", "--uts", "--mount", "--propagation", "slave", *inside]
         if node in self.networks:
             argv = ["nsenter", f"--net=/run/netns/{self.networks[node]}", *argv]
-        self._start(node, argv)
+        self.start_daemon(node, *argv)
 
     def cache(self, node: str) -> Path:
         """The cache of a node, which it sees where others see theirs."""
@@ -113,27 +98,22 @@ class Cluster:
         place.mkdir(exist_ok=True)
         return place
 
-    def run(self, *argv: str) -> str:
-        """Run a Slurm client on this cluster and return what it printed."""
-        done = subprocess.run(argv, env=self.environment, text=True, capture_output=True, timeout=60)
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-        return done.stdout
+    def show(self, node: str, directory: Path, *, at: Path) -> None:
+        """Let a node see `directory` where others see what is there."""
+        self.run("nsenter", "--mount", f"--target={self.daemons[node].pid}", "mount", "--bind", str(directory), str(at))
+
+    def state_of(self, job_id: str) -> str:
+        return self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job_id}").strip()
 
     def cancel_all(self) -> None:
         """End all jobs."""
         self.run("scancel", "--user=root")
         self.wait_for(lambda: not self.run("squeue", "--noheader"), 45, "empty queue")
 
-    def kill(self, name: str) -> None:
-        """SIGKILL the daemon `name`. Jobs live on."""
-        daemon = self.daemons.pop(name)
-        os.killpg(daemon.pid, signal.SIGKILL)  # the controller has a helper
-        daemon.wait()
-
-    def lose_gpu_node(self) -> None:
-        """SIGKILL everything on gpu1, as a power cut would."""
-        self.kill("gpu1")
-        for process in self.processes_of("gpu1"):
+    def lose_gpu_node(self, node: str = "gpu1") -> None:
+        """SIGKILL everything on it, as a power cut would."""
+        self.kill(node)
+        for process in self.processes_of(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -141,14 +121,13 @@ class Cluster:
         """What runs on a GPU node."""
         return [int(process) for process in self.run("ip", "netns", "pids", self.networks[node]).split()]
 
-    def stop_controller(self) -> None:
-        """As for maintenance. It saves its state, which a SIGKILL soon after a submission would lose."""
-        daemon = self.daemons.pop("slurmctld")
-        daemon.terminate()
-        daemon.wait(30)
+    def wait_until_saved(self, text: str) -> None:
+        """Until the controller has written its jobs, and `text` among them: one that is killed before forgets them."""
+        state = self.directory / "state" / "job_state"
+        self.wait_for(lambda: state.is_file() and text.encode() in state.read_bytes(), 30, "saved state")
 
     def start_controller(self) -> None:
-        self._start("slurmctld", ["slurmctld", "-D"])
+        self.start_daemon("slurmctld", "slurmctld", "-D")
 
     def stop(self) -> None:
         """End all jobs and daemons, and remove the network. Bounded in time."""
@@ -166,38 +145,10 @@ class Cluster:
         for argv in (*networks, ["ip", "link", "del", self.bridge]):
             subprocess.run(argv, env=self.environment, capture_output=True, timeout=30)
 
-    def wait_for(self, condition: Callable[[], object], timeout_s: float, what: str) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"no {what} within {timeout_s} s; logs in {self.directory}/log"
-            time.sleep(0.1)
-
     def _idle_nodes(self) -> int:
         argv = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
         done = subprocess.run(argv, env=self.environment, text=True, capture_output=True, timeout=30)
         return len(set(done.stdout.split()))  # a node has a line for each of its partitions
-
-    def _start(self, name: str, argv: Sequence[str]) -> None:
-        with (self.directory / "log" / f"{name}.out").open("ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                argv,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-            )
-
-    def _start_munge(self) -> None:
-        key = self.directory / "munge.key"
-        key.touch(mode=0o600)
-        key.write_bytes(os.urandom(128))
-        run, log = self.directory / "run", self.directory / "log"
-        places = [f"--key-file={key}", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid"]
-        places += [f"--log-file={log}/munged.log", f"--seed-file={run}/munged.seed"]
-        self._start("munged", ["munged", "--force", "--foreground", "--num-threads=2", *places])
-        self.wait_for((run / "munge.sock").exists, 10, "munge socket")
 
     def _start_network(self) -> None:
         cpu = self.addresses["cpu1"]
@@ -226,24 +177,14 @@ class Cluster:
         cpus, gpus = (",".join(node for node in self.addresses if node.startswith(kind)) for kind in ("cpu", "gpu"))
         gres = f"NodeName={gpus} Name=gpu Type=a100 File={device}\n"
         (self.directory / "gres.conf").write_text(f"AutoDetect=off\n{gres}")
-        self.conf.write_text(
-            _CONFIGURATION.format(
-                d=self.directory,
-                number=self.number,
-                host=socket.gethostname(),
-                port=17000 + 4 * self.number,
-                slurmd_port=17001 + 4 * self.number,
-                max_time=self.max_time,
-                cpu1=self.addresses["cpu1"],
-                cpus=cpus,
-                gpus=gpus,
-            )
-            + "".join(
-                f"NodeName={node} NodeHostname={node} NodeAddr={address} CPUs=16 CoresPerSocket=16 RealMemory=64000 "
-                f"{'Gres=gpu:a100:1' if node.startswith('gpu') else ''}\n"
-                for node, address in self.addresses.items()
-            )
+        nodes = "".join(
+            f"NodeName={node} NodeHostname={node} NodeAddr={address} CPUs=16 CoresPerSocket=16 RealMemory=64000 "
+            f"{'Gres=gpu:a100:1' if node.startswith('gpu') else ''}\n"
+            for node, address in self.addresses.items()
         )
+        ours = _CONFIGURATION.format(d=self.directory, number=self.number, max_time=self.max_time, cpus=cpus, gpus=gpus)
+        ports = (17000 + 4 * self.number, 17001 + 4 * self.number)
+        self.write_configuration(address=self.addresses["cpu1"], ports=ports, more=ours + nodes)
 
     def _strays(self) -> list[int]:
         """Processes of jobs of this cluster that are still there."""
@@ -258,41 +199,21 @@ class Cluster:
 
 _CONFIGURATION = """\
 ClusterName=test{number}
-SlurmctldHost={host}({cpu1})
-SlurmctldPort={port}
-SlurmdPort={slurmd_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={d}/run/munge.sock,cred_expire=5
-CredType=cred/munge
-StateSaveLocation={d}/state
 SlurmdSpoolDir={d}/spool/%n
-SlurmctldPidFile={d}/run/slurmctld.pid
 SlurmdPidFile={d}/run/slurmd.%n.pid
-SlurmctldLogFile={d}/log/slurmctld.log
 SlurmdLogFile={d}/log/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=1000
 SlurmdParameters=config_overrides
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+DefMemPerCPU=1000
 PropagateResourceLimits=NONE
 ReturnToService=2
 KillWait=30
 MinJobAge=600
 SlurmdTimeout=20
-MailProg=/bin/true
-GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 PartitionName=test Nodes={cpus} Default=YES MaxTime={max_time} State=UP
 PartitionName=gpu_test Nodes={gpus} MaxTime={max_time} State=UP
 PartitionName=gpu_urgent Nodes={gpus} MaxTime={max_time} State=UP PriorityTier=10
 PreemptType=preempt/partition_prio
+SlurmctldParameters=preempt_send_user_signal
 PreemptMode=REQUEUE
 """

@@ -33,11 +33,12 @@ PartitionName=gpu_h200 Nodes=gpu[1-4] MaxTime=3-00:00:00 State=UP
 SMALLER = ["model.path=Qwen/Qwen2.5-0.5B-Instruct", "trainer.steps=10"]
 "For the disk of the machine that tests."
 LIMITS = """\
-add qos twojobs MaxSubmitJobsPerUser=2
+add qos grouptwo GrpSubmitJobs=2
+add qos fourjobs MaxSubmitJobsPerUser=4
 add qos onejob MaxSubmitJobsPerUser=1
 add qos short MaxWall=01:00:00
 add qos fewgpus MaxTRESPerUser=gres/gpu=0
-modify user root set qos=normal,twojobs,onejob,short,fewgpus
+modify user root set qos=normal,grouptwo,fourjobs,onejob,short,fewgpus
 """
 
 
@@ -59,7 +60,7 @@ def cluster(running: PaperCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, running.environment[name])
     yield running
     running.run("scancel", "--user=root")
-    running.wait_for(lambda: not running.run("squeue", "--noheader"), "empty queue")
+    running.wait_for(lambda: not running.run("squeue", "--noheader"), 60, "empty queue")
 
 
 def dev(*overrides: str) -> Profile:
@@ -99,14 +100,26 @@ def test_a_limit_of_accounting_is_found_before_submission(qos: str, said: str) -
     assert not Path(".skyrl_jobs").exists()
 
 
+def test_tasks_of_an_array_that_wait_count_one_by_one(cluster: PaperCluster) -> None:
+    cluster.run("sbatch", "--qos=fourjobs", "--array=1-5:2%1", "--wrap=true")
+    profile = dev("launcher.runtime.qos=fourjobs", "launcher.trainer.qos=fourjobs")
+    seen = survey(profile)
+    assert (seen.array_size, [(job.tasks, job.qos) for job in seen.queued]) == (1001, [(3, "fourjobs")])
+    [finding] = plan(profile, seen).findings
+    assert "QOS fourjobs allows 4 submitted at once and 3 of yours are in the queue" in finding.text
+    with pytest.raises(ProfileError, match="3 of yours are in the queue"):
+        launch("launcher.runtime.qos=fourjobs", "launcher.trainer.qos=fourjobs")
+
+
 def test_slurms_own_refusal_of_the_second_job_takes_the_first_back(cluster: PaperCluster) -> None:
-    cluster.run("sbatch", "--qos=twojobs", "--wrap=true")
-    with pytest.raises(
-        SlurmRefused, match=r"trainer's job was refused: sbatch: error: QOSMaxSubmitJobPerUserLimit"
-    ) as no:
-        launch("launcher.runtime.qos=twojobs", "launcher.trainer.qos=twojobs")
+    """By a limit of the whole group, of whose other members the plan knows nothing."""
+    cluster.run("sbatch", "--qos=grouptwo", "--wrap=true")
+    with pytest.raises(SlurmRefused, match=r"trainer's job was refused: sbatch: error: QOSGrpSubmitJobsLimit") as no:
+        launch("launcher.runtime.qos=grouptwo", "launcher.trainer.qos=grouptwo")
     assert "what was submitted for runtime is cancelled" in str(no.value)
-    cluster.wait_for(lambda: cluster.run("squeue", "--noheader").count("\n") == 1, "queue without the runtime's job")
+    cluster.wait_for(
+        lambda: cluster.run("squeue", "--noheader").count("\n") == 1, 60, "queue without the runtime's job"
+    )
 
 
 def test_accounting_knows_a_job_that_the_queue_has_forgotten(
@@ -117,7 +130,7 @@ def test_accounting_knows_a_job_that_the_queue_has_forgotten(
     waiting = capsys.readouterr().out
     assert waiting.count("PENDING") == 2 and "state      waiting" in waiting
     stop_run(directory, say=print)
-    cluster.wait_for(lambda: not client.jobs(), "queue that has forgotten")
+    cluster.wait_for(lambda: not client.jobs(), 60, "queue that has forgotten")
     capsys.readouterr()
     print_status(directory)
     forgotten = capsys.readouterr().out

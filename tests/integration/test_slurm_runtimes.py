@@ -1,30 +1,17 @@
 """A runtime on several nodes of a real Slurm: they share images, come and go, and none of them is the run."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from slurm_cluster import missing, running_cluster
-from test_slurm import Site
+from slurm_site import Site
 
-from lanes import cannot_run
 from skyrl_stack.presence import Watch
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.tasks.task import read_tasks
 
-pytestmark = [pytest.mark.slurm, pytest.mark.podman, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def site(inflection_tasks: list[Task], tmp_path: Path) -> Iterator[Site]:
-    assert inflection_tasks
-    if lacking := missing():
-        cannot_run(f"a private Slurm needs {', '.join(lacking)}: run scripts/setup-slurm as root")
-    with running_cluster(cpu_nodes=2) as cluster:
-        yield Site(cluster, tmp_path)
+pytestmark = [pytest.mark.slurm(cpu_nodes=2), pytest.mark.podman, pytest.mark.timeout(300)]
 
 
 def ready(directory: RunDirectory) -> dict[int, str]:
