@@ -1,14 +1,24 @@
 """The `skyrl-stack eval` command: parse, call, print, as the others do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from skyrl_stack.evaluation.endpoint import Endpoint
+    from skyrl_stack.profile import Profile
+    from skyrl_stack.run_directory import RunDirectory
+
+MODEL = "An OpenAI-compatible server, with its /v1; or a checkpoint of a run, or Hugging Face files, served here."
 
 
 @click.command("eval")
 @click.option("--tasks", "file", required=True, type=click.Path(path_type=Path), help="Task file.")
-@click.option("--model", "url", required=True, metavar="URL", help="An OpenAI-compatible server, with its /v1.")
-@click.option("--name", default="default", show_default=True, help="What the server calls the model.")
+@click.option("--model", required=True, metavar="URL|DIRECTORY", help=MODEL)
+@click.option("--name", help="What the server calls the model; of a directory, what you call it.")
 @click.option("--n", "repetitions", default=1, show_default=True, type=click.IntRange(min=1), help="Episodes a task.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where; what is there goes on.")
 @click.option("--at-once", default=4, show_default=True, type=click.IntRange(min=1), help="Episodes at a time.")
@@ -18,8 +28,8 @@ import click
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the profile.")
 def evaluate(
     file: Path,
-    url: str,
-    name: str,
+    model: str,
+    name: str | None,
     repetitions: int,
     out: Path | None,
     at_once: int,
@@ -28,21 +38,43 @@ def evaluate(
     prices: tuple[float, float] | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Play the episodes of training, and grade them, with any model behind an OpenAI-compatible API.
+    """Play the episodes of training, and grade them, with any model: no trainer is needed.
 
-    Its key is taken from OPENAI_API_KEY. A checkpoint is served by `vllm serve`.
+    The key of a server is taken from OPENAI_API_KEY. A directory is served by vLLM where there is a GPU; a checkpoint
+    of a run plays by the limits of its run.
     """
     import asyncio
 
-    from skyrl_stack.evaluation.endpoint import Endpoint
     from skyrl_stack.evaluation.profile import evaluation_profile
     from skyrl_stack.evaluation.run import Evaluation
     from skyrl_stack.evaluation.summary import conclude
 
-    endpoint = Endpoint(url.rstrip("/"), name, temperature=temperature, max_tokens=max_tokens)
-    profile = evaluation_profile(overrides, at_once=at_once)
+    directory = None if model.startswith(("http://", "https://")) else Path(model)
+    name = name or (directory.absolute().name if directory else "default")
+    profile = evaluation_profile(overrides, at_once=at_once, model=directory)
     evaluation = Evaluation.open(out or Path(".skyrl_evals") / f"{file.stem}_{Path(name).name}", profile, file, name)
+    options = {"temperature": temperature, "max_tokens": max_tokens}
     try:
-        asyncio.run(evaluation.run(endpoint, profile, repetitions=repetitions, at_once=at_once, say=click.echo))
+        with _endpoint(model, directory, name, evaluation.directory, profile, options) as endpoint:
+            asyncio.run(evaluation.run(endpoint, profile, repetitions=repetitions, at_once=at_once, say=click.echo))
     finally:
         conclude(evaluation, prices=prices)
+
+
+@contextmanager
+def _endpoint(
+    model: str, directory: Path | None, name: str, out: "RunDirectory", profile: "Profile", options: dict[str, Any]
+) -> "Iterator[Endpoint]":
+    """Where the model is asked: at its URL, or at a server of our own for as long as this lasts."""
+    from skyrl_stack.evaluation.endpoint import Endpoint
+
+    if not directory:
+        yield Endpoint(model.rstrip("/"), name, **options)
+        return
+    from skyrl_stack.trainer.serve import MODEL as SERVED_AS
+    from skyrl_stack.trainer.served import huggingface_files, served
+
+    files = huggingface_files(directory, out.model)
+    log = out.logs / "model.log"
+    with served(files, context_tokens=profile.model.context_tokens, log=log, say=click.echo) as server:
+        yield Endpoint("http://model/v1", SERVED_AS, tokenizer=server.tokenizer, socket=server.socket, **options)

@@ -1,15 +1,20 @@
-"""Endpoint: a model behind any OpenAI-compatible chat API, as the policy of an episode."""
+"""Endpoint: a model behind an OpenAI-compatible API, as the policy of an episode.
+
+Anybody's is asked in text, by chats. One that we serve ourselves is asked in tokens, as in training.
+"""
 
 import asyncio
 import os
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from skyrl_stack.agent.policy import Completion
-from skyrl_stack.errors import ModelUnavailable, SetupError
+from skyrl_stack.agent.tokens import Tokenizer
+from skyrl_stack.errors import ModelUnavailable
 from skyrl_stack.evaluation.transcript import END, TranscriptTokenizer, messages_of
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -39,79 +44,104 @@ class Endpoint:
     max_tokens: int = 4096
     "Of one turn."
     timeout_s: float = 600.0
+    tokenizer: Tokenizer | None = None
+    "The model's own: the server then takes and gives token ids, as vLLM's does."
+    socket: Path | None = None
+    "The Unix socket that the server listens on, in place of the URL's host."
+
+    def policy(self, http: httpx.AsyncClient) -> "ChatPolicy | TokenPolicy":
+        """One episode's view of it."""
+        return TokenPolicy(self, http, self.tokenizer) if self.tokenizer else ChatPolicy(self, http)
 
 
 @dataclass
 class ChatPolicy:
-    """One episode's view of an endpoint; see `agent.policy.Policy`."""
+    """A model that is asked in text; see `agent.policy.Policy`."""
 
     endpoint: Endpoint
     http: httpx.AsyncClient
-    usage: Usage = field(default_factory=Usage)
     tokenizer: TranscriptTokenizer = field(default_factory=TranscriptTokenizer)
+    usage: Usage = field(default_factory=Usage)
 
     async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
         """See `Policy.sample`. A context that is full for the endpoint is one that is full for the episode."""
         transcript = self.tokenizer.decode(prompt_ids, skip_special_tokens=False)
-        answer = await self._ask(messages_of(transcript), min(max_tokens, self.endpoint.max_tokens))
-        if answer is None:
+        choice = await _ask(
+            self, "chat/completions", {"messages": messages_of(transcript)}, min(max_tokens, self.endpoint.max_tokens)
+        )
+        if choice is None:
             filler = self.tokenizer.encode(" ", add_special_tokens=False) * max_tokens
             return _completion(filler, "length")
-        text, ended = answer
+        text = choice["message"].get("content") or ""
         ids = self.tokenizer.encode(text.replace(END, ""), add_special_tokens=False)
-        if ended and len(ids) < max_tokens:
+        if choice.get("finish_reason") != "length" and len(ids) < max_tokens:
             return _completion([*ids, self.tokenizer.eos_token_id], "stop")
         return _completion(ids[:max_tokens] or self.tokenizer.encode(" ", add_special_tokens=False), "length")
 
-    async def _ask(self, messages: list[dict[str, Any]], max_tokens: int) -> tuple[str, bool] | None:
-        """Text of the answer and whether it is whole, or None where the context is full.
 
-        Raises:
-            ModelUnavailable: no good answer after some attempts.
-        """
-        body = {
-            "model": self.endpoint.model,
-            "messages": messages,
-            "max_tokens": max_tokens,
-            "temperature": self.endpoint.temperature,
-        }
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                answer = await self.http.post(f"{self.endpoint.url}/chat/completions", json=body)
-                if answer.is_success:
-                    return self._read(answer.json())
-                if answer.status_code == 400 and any(word in answer.text.lower() for word in TOO_LONG):
-                    return None
-                problem, passing = f"{answer.status_code}: {answer.text[:200]}", answer.status_code in PASSING
-            except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-                problem, passing = f"{type(error).__name__}: {error}", True
-            if not passing or attempt == ATTEMPTS:
-                raise ModelUnavailable(f"{self.endpoint.url}: {problem}")
-            await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        raise AssertionError
+@dataclass
+class TokenPolicy:
+    """A model that is asked in its own tokens: nothing is decoded and encoded again, as in training."""
 
-    def _read(self, answer: dict[str, Any]) -> tuple[str, bool]:
-        choice = answer["choices"][0]
-        usage = answer.get("usage") or {}
-        self.usage.prompt_tokens += usage.get("prompt_tokens") or 0
-        self.usage.completion_tokens += usage.get("completion_tokens") or 0
-        return choice["message"].get("content") or "", choice.get("finish_reason") != "length"
+    endpoint: Endpoint
+    http: httpx.AsyncClient
+    tokenizer: Tokenizer
+    usage: Usage = field(default_factory=Usage)
+
+    async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
+        """See `Policy.sample`."""
+        most = min(max_tokens, self.endpoint.max_tokens)
+        choice = await _ask(self, "completions", {"prompt": prompt_ids, "return_token_ids": True}, most)
+        ids = choice and choice["token_ids"]
+        if not ids:
+            raise ModelUnavailable(f"{self.endpoint.model}: the server gave no tokens to {len(prompt_ids)} of a prompt")
+        return _completion(ids, "stop" if ids[-1] == self.tokenizer.eos_token_id else "length")
+
+
+async def _ask(
+    policy: ChatPolicy | TokenPolicy, path: str, question: dict[str, Any], max_tokens: int
+) -> dict[str, Any] | None:
+    """The server's choice, or None where the context is full.
+
+    Raises:
+        ModelUnavailable: no good answer after some attempts.
+    """
+    endpoint = policy.endpoint
+    body = {"model": endpoint.model, "max_tokens": max_tokens, "temperature": endpoint.temperature, **question}
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            answer = await policy.http.post(f"{endpoint.url}/{path}", json=body)
+            if answer.is_success:
+                return _read(answer.json(), policy.usage)
+            if answer.status_code == 400 and any(word in answer.text.lower() for word in TOO_LONG):
+                return None
+            problem, passing = f"{answer.status_code}: {answer.text[:200]}", answer.status_code in PASSING
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            problem, passing = f"{type(error).__name__}: {error}", True
+        if not passing or attempt == ATTEMPTS:
+            raise ModelUnavailable(f"{endpoint.url}: {problem}")
+        await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    raise AssertionError
+
+
+def _read(answer: dict[str, Any], usage: Usage) -> dict[str, Any]:
+    """Raises ValueError, KeyError, IndexError, TypeError: it is no answer of such a server."""
+    choice = answer["choices"][0]
+    if not (isinstance(choice.get("message"), dict) or isinstance(choice.get("token_ids"), list)):
+        raise ValueError("an answer with neither a message nor token ids")
+    counted = answer.get("usage") or {}
+    usage.prompt_tokens += counted.get("prompt_tokens") or 0
+    usage.completion_tokens += counted.get("completion_tokens") or 0
+    return choice
 
 
 def open_client(endpoint: Endpoint) -> httpx.AsyncClient:
-    """The connection that all episodes share. The key comes from the environment, and goes nowhere else.
-
-    Raises:
-        SetupError: the URL is none.
-    """
-    if not endpoint.url.startswith(("http://", "https://")):
-        raise SetupError(
-            f"--model {endpoint.url}: give the URL of an OpenAI-compatible server; a checkpoint is served by "
-            "`vllm serve DIRECTORY`, after `python -m verl.model_merger merge` where it is verl's own"
-        )
-    key = os.environ.get(KEY_VARIABLE)
+    """The connection that all episodes share. The key comes from the environment, and goes to that URL alone."""
+    transport = httpx.AsyncHTTPTransport(uds=str(endpoint.socket)) if endpoint.socket else None
+    key = None if endpoint.socket else os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(endpoint.timeout_s, connect=10.0))
+    timeout = httpx.Timeout(endpoint.timeout_s, connect=10.0)
+    return httpx.AsyncClient(headers=headers, timeout=timeout, transport=transport)
 
 
 def _completion(ids: list[int], stop_reason: Any) -> Completion:

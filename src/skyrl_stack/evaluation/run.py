@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import InfrastructureError, ProfileError
-from skyrl_stack.evaluation.endpoint import ChatPolicy, Endpoint, open_client
+from skyrl_stack.evaluation.endpoint import Endpoint, open_client
 from skyrl_stack.factory.given import ensure_images
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
@@ -171,7 +171,7 @@ class _Players:
             raise errors.exceptions[0] from None
 
     async def _episode(self, task: Task, repetition: int) -> str:
-        policy = ChatPolicy(self.endpoint, self.http)
+        policy = self.endpoint.policy(self.http)
         key = {"instance_id": task.instance_id, "repetition": repetition}
         try:
             episode = await run_episode(

@@ -1,7 +1,10 @@
-"""How far a run has come, read from verl's checkpoint layout."""
+"""verl's checkpoints: how far a run has come, and one as files that every program can load."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+from skyrl_stack.errors import SetupError
 from skyrl_stack.records import write_atomic
 
 MARKER = "latest_checkpointed_iteration.txt"
@@ -29,6 +32,25 @@ def repair_marker(checkpoints: Path) -> None:
     marker = checkpoints / MARKER
     if marker.is_file() and marker.read_text().strip() != (number := str(steps_done(checkpoints))):
         write_atomic(marker, number.encode())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a `global_step_N` of verl's, and not a directory of Hugging Face files."""
+    return (path / "actor" / "fsdp_config.json").is_file()
+
+
+def merge(checkpoint: Path, target: Path) -> None:
+    """Make Hugging Face files of the shards of `checkpoint`, in `target`.
+
+    Raises:
+        SetupError: verl cannot.
+    """
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    places = ["--local_dir", str(checkpoint / "actor"), "--target_dir", str(target)]
+    done = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise SetupError(f"{checkpoint}: verl could not merge this checkpoint: {last}")
 
 
 def _complete(checkpoints: Path) -> list[int]:

@@ -3,8 +3,6 @@
 Whoever changes an engine, a kernel, a chat template or a dtype sees here what it does to what the trainer learns from.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import SetupError
+from skyrl_stack.trainer.checkpoints import is_checkpoint, merge
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BOUNDS: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
@@ -81,18 +80,11 @@ def difference(network: Any, trajectory: Trajectory, temperature: float) -> torc
 @contextmanager
 def _weights(path: Path) -> Iterator[Path]:
     """`path`, or the Hugging Face files that verl makes of its checkpoint there, in a directory for the time being."""
-    shards = path / "actor"
-    if not (shards / "fsdp_config.json").is_file():
+    if not is_checkpoint(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="skyrl-replay-") as merged:
-        merge = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        done = subprocess.run(
-            [*merge, "--local_dir", str(shards), "--target_dir", merged], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise SetupError(f"{path}: verl could not merge this checkpoint: {last}")
+        merge(path, Path(merged))
         yield Path(merged)
 
 
