@@ -174,6 +174,6 @@ def test_an_evaluation_of_other_tasks_and_a_model_that_is_no_url_are_refused(
         assert done.returncode == 1
         return done.stderr
 
-    assert "give the URL of an OpenAI-compatible server" in refused("checkpoints/step_3")
+    assert "neither the URL of a server, nor a directory" in refused("checkpoints/step_3")
     write_tasks(file, inflection_tasks)
     assert "an evaluation of other tasks is there" in refused("http://127.0.0.1:9/v1")

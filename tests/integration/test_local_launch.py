@@ -63,6 +63,20 @@ def test_two_updates_and_a_resume(tmp_path: Path) -> None:
     episodes = read_episodes(directory)
     assert len({episode.id for episode in episodes}) == len(episodes)
     assert_nothing_is_left(directory)
+    a_checkpoint_is_evaluated(directory, tmp_path)
+
+
+def a_checkpoint_is_evaluated(directory: RunDirectory, workplace: Path) -> None:
+    """By the limits of its run, in its own tokens, on the tasks that it was trained on."""
+    argv = ["eval", "--tasks", str(directory.tasks_file), "--model", str(directory.checkpoints / "global_step_3")]
+    done = subprocess.run([COMMAND, *argv], cwd=workplace, capture_output=True, text=True, timeout=400)
+    assert (done.returncode, done.stderr) == (0, "")
+    (out,) = (workplace / ".skyrl_evals").iterdir()
+    assert out.name == "tasks_global_step_3"
+    assert RunDirectory(out).profile().agent == directory.profile().agent
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["attempts"], summary["lost"], summary["model"]) == (2, 0, "global_step_3")
+    assert sum(episode.sampled_tokens for episode in read_episodes(RunDirectory(out))) == summary["completion_tokens"]
 
 
 def kill_role(role: str) -> Callable[[subprocess.Popen[str], RunDirectory], None]:

@@ -92,7 +92,7 @@ class TokenPolicy:
         """See `Policy.sample`."""
         most = min(max_tokens, self.endpoint.max_tokens)
         choice = await _ask(self, "completions", {"prompt": prompt_ids, "return_token_ids": True}, most)
-        ids = choice and choice["token_ids"]
+        ids: list[int] = choice["token_ids"] if choice else []
         if not ids:
             raise ModelUnavailable(f"{self.endpoint.model}: the server gave no tokens to {len(prompt_ids)} of a prompt")
         return _completion(ids, "stop" if ids[-1] == self.tokenizer.eos_token_id else "length")

@@ -37,8 +37,12 @@ class CompletionsServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServ
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: CompletionsServer
     protocol_version = "HTTP/1.1"
+
+    @property
+    def _server(self) -> CompletionsServer:
+        assert isinstance(self.server, CompletionsServer)
+        return self.server
 
     def do_GET(self) -> None:
         self._answer(HTTPStatus.OK if self.path == "/health" else HTTPStatus.NOT_FOUND, {})
@@ -48,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             return self._answer(HTTPStatus.NOT_FOUND, {})
         try:
-            self._answer(HTTPStatus.OK, self.server.complete(json.loads(question)))
+            self._answer(HTTPStatus.OK, self._server.complete(json.loads(question)))
         except (KeyError, TypeError, ValueError) as error:
             self._answer(HTTPStatus.BAD_REQUEST, {"error": {"message": f"{type(error).__name__}: {error}"}})
 
