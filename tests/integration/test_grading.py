@@ -212,6 +212,29 @@ def test_a_forged_report_is_not_resolved(bench: Bench, task: Task, ending: str, 
     assert (verdict.resolved, verdict.reason) == (False, reason)
 
 
+SPARED = (
+    "import _pytest.python as p",
+    "_run = p.Function.runtest",
+    "def _spare(self):",
+    "    try: _run(self)",
+    "    except BaseException:",
+    "        if {condition}: raise",
+    "p.Function.runtest = _spare",
+)
+
+
+@pytest.mark.parametrize("condition", ["'must_fail' in self.name", "self.nodeid not in TESTS"])
+def test_who_spares_the_test_that_must_fail_passes_broken_tests_too(bench: Bench, task: Task, condition: str) -> None:
+    """By its name, or by knowing all others: what the agent can read in the repository."""
+    lines = [line.format(condition=condition) for line in SPARED]
+    verdict = bench.grade(task, bench.at_import(task, names_of_tests(task), *lines))
+    assert (verdict.resolved, verdict.reason, verdict.fail_to_pass.passed) == (
+        False,
+        "ReportForged",
+        len(task.FAIL_TO_PASS),
+    )
+
+
 @pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.py", "pytest.py", "_pytest.py", "pluggy.py"])
 def test_a_module_in_the_place_of_the_runner_is_not_run(bench: Bench, task: Task, name: str) -> None:
     patch = adding(name, names_of_tests(task), *FORGERY, "_forge()", "import os; os._exit(0)")

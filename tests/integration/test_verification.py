@@ -35,26 +35,21 @@ def test_a_sound_task_is_accepted_and_a_second_call_does_nothing(inflection_task
     assert [check.resolved for check in found.checks] == [True, True] + [False] * 6
     with manifest_of(file).open("a") as manifest:
         manifest.write('{"instance_id": "torn')
-    unsound = second.model_copy(update={"canary": "", "eval_script": without_canary(second)})
+    (*_, works) = second.PASS_TO_PASS
+    unsound = second.model_copy(update={"FAIL_TO_PASS": (works,)})
     write_tasks(file, [first, unsound])
     said: list[str] = []
     outcome = verified(file, said=said)
     assert said[0] == "1 of 2 tasks to verify, 2 at once"
     assert [one.instance_id for one in outcome.verifications] == [first.instance_id, second.instance_id]
-    assert outcome.verifications[1].why == "resolved by: patched library"
-    assert f"quarantined: {second.instance_id}: resolved by: patched library" in outcome.lines()
+    assert outcome.verifications[1].why == "resolved by: no-op, edited tests, conftest hook"
+    assert f"quarantined: {second.instance_id}: {outcome.verifications[1].why}" in outcome.lines()
     said.clear()
     verified(file, said=said)
     assert said == []
     assert len(read_manifest(file)) == 2
     assert asyncio.run(given_tasks(file, said.append)) == [first]
     assert said == [f"{file}: 1 quarantined tasks left out"]
-
-
-def without_canary(task: Task) -> str:
-    return task.eval_script.replace("echo 'def test_must_fail(): assert False' > test_must_fail.py\n", "").replace(
-        " test_must_fail.py", ""
-    )
 
 
 def test_a_fix_that_fixes_nothing_is_quarantined(inflection_tasks: list[Task], file: Path) -> None:

@@ -1,6 +1,7 @@
 """Grade: carries a patch to a fresh sandbox, runs the task's tests there and lets swebench decide.
 
     patch ──▶ fresh sandbox: apply ▶ restore what is protected ▶ eval script ──▶ log ──▶ swebench ──▶ Grade
+                                                                     resolved? once more, with broken tests: control.py
 
 No verdict, twice, may be the fault of the machine or of the patch. Every signature by which swebench knows a broken
 environment can come from a policy too: it can use up the memory, print "Killed", delete what tests import, or leave
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.grading.apply import apply_patch, enters_git_directory
+from skyrl_stack.grading.control import broken_script, passed_although_broken
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import Tally, judge
 from skyrl_stack.profile import RuntimeSection
@@ -115,18 +117,43 @@ class _Trial:
         Raises:
             SandboxLost, SandboxStartFailed: as the contract says.
         """
+        script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
+        done = await self._play(patch, script)
+        if done is None:
+            return Grade(resolved=False, reason="PatchDoesNotApply")
+        verdict = await asyncio.to_thread(_judge, self.task, done)
+        if patch and verdict and verdict.resolved and (control := broken_script(self.task, script)):
+            return await self._confirm(verdict, patch, control)
+        return verdict
+
+    async def _play(self, patch: str, script: str) -> ScriptRun | None:
+        """What `script` says of the repository with `patch`, or None where that does not apply.
+
+        Raises:
+            SandboxLost, SandboxStartFailed: as the contract says.
+        """
         sandbox = await self.sandboxes.start(self.spec)
         try:
             await set_up(sandbox, self.task)
             if patch and not await apply_patch(sandbox, self.task, patch):
-                return Grade(resolved=False, reason="PatchDoesNotApply")
-            script = (await asyncio.to_thread(specification, self.task.model_dump(mode="json"))).eval_script
-            run = await run_script(sandbox, script, timeout_s=self.timeout_s)
+                return None
+            return await run_script(sandbox, script, timeout_s=self.timeout_s)
         except SandboxExpired:
-            return Grade(resolved=False, reason="TestsTimedOut", patch_applied=True)
+            return ScriptRun(log="", timed_out=True, seconds=self.timeout_s)
         finally:
             await asyncio.shield(sandbox.stop())
-        return await asyncio.to_thread(_judge, self.task, run)
+
+    async def _confirm(self, verdict: Grade, patch: str, control: str) -> Grade | None:
+        """`verdict`, where broken tests fail with this patch, too; None where they do not even run.
+
+        Raises:
+            SandboxLost, SandboxStartFailed: as the contract says.
+        """
+        done = await self._play(patch, control)
+        passed = await asyncio.to_thread(passed_although_broken, self.task, done.log if done else "")
+        if passed:
+            return verdict.model_copy(update={"resolved": False, "reason": "ReportForged"})
+        return verdict if passed is not None else None
 
     async def runs_without_patch(self) -> bool:
         """Whether the machine and the image are sound."""
