@@ -17,7 +17,7 @@ from skyrl_stack.agent.calls import render_call
 from skyrl_stack.evaluation import endpoint as endpoint_module
 from skyrl_stack.evaluation.endpoint import ATTEMPTS, Endpoint
 from skyrl_stack.evaluation.profile import evaluation_profile
-from skyrl_stack.evaluation.run import Evaluation
+from skyrl_stack.evaluation.run import Evaluation, Subject
 from skyrl_stack.evaluation.summary import conclude
 from skyrl_stack.factory.make import write_tasks
 from skyrl_stack.tasks.task import Task
@@ -123,7 +123,7 @@ def test_every_ending_is_counted_and_what_was_lost_is_played_again(
     file, out = tmp_path / "one.jsonl", tmp_path / "out"
     write_tasks(file, inflection_tasks[:1])
     profile = evaluation_profile(LIMITS, at_once=1)
-    evaluation = Evaluation.open(out, profile, file, "scripted")
+    evaluation = Evaluation.open(out, profile, file, Subject(name="scripted"))
     said_lines: list[str] = []
     run = evaluation.run(
         Endpoint(script.url, "scripted"), profile, repetitions=len(BEHAVIOURS), at_once=1, say=said_lines.append
@@ -168,12 +168,14 @@ def test_an_evaluation_of_other_tasks_and_a_model_that_is_no_url_are_refused(
     file = tmp_path / "t.jsonl"
     write_tasks(file, inflection_tasks[:1])
 
-    def refused(model: str) -> str:
-        argv = [command, "eval", "--tasks", str(file), "--model", model, "--out", str(tmp_path / "out")]
+    def refused(model: str, *more: str) -> str:
+        argv = [command, "eval", "--tasks", str(file), "--model", model, "--out", str(tmp_path / "out"), *more]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
         assert done.returncode == 1
         return done.stderr
 
     assert "neither the URL of a server, nor a directory" in refused("checkpoints/step_3")
+    Evaluation.open(tmp_path / "out", evaluation_profile((), at_once=1), file, Subject(name="default"))
+    assert "an evaluation of default is there" in refused("http://127.0.0.1:9/v1", "--name", "another")
     write_tasks(file, inflection_tasks)
     assert "an evaluation of other tasks is there" in refused("http://127.0.0.1:9/v1")

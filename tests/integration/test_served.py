@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from skyrl_stack.errors import ModelUnavailable, SetupError
 from skyrl_stack.evaluation.endpoint import Endpoint, open_client
 from skyrl_stack.trainer.serve import CPU_LIMIT_GB, MODEL
-from skyrl_stack.trainer.served import Served, huggingface_files, served
+from skyrl_stack.trainer.served import Served, huggingface_files, require_model, served
 from skyrl_stack.trainer.tiny import network
 
 pytestmark = pytest.mark.timeout(200)
@@ -101,7 +101,8 @@ def words(file: Path) -> list[str]:
 
 def test_what_cannot_be_served_is_said(files: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="neither the URL of a server, nor a directory"):
-        huggingface_files(tmp_path, tmp_path / "merged")
+        require_model(tmp_path)
+    require_model(files)
     assert huggingface_files(files, tmp_path / "merged") == files
     (tmp_path / "actor").mkdir()
     (tmp_path / "actor/fsdp_config.json").write_text("{}")

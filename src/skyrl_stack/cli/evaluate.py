@@ -46,19 +46,35 @@ def evaluate(
     import asyncio
 
     from skyrl_stack.evaluation.profile import evaluation_profile
-    from skyrl_stack.evaluation.run import Evaluation
+    from skyrl_stack.evaluation.run import Evaluation, Subject
     from skyrl_stack.evaluation.summary import conclude
 
-    directory = None if model.startswith(("http://", "https://")) else Path(model)
+    directory = _directory(model)
     name = name or (directory.absolute().name if directory else "default")
     profile = evaluation_profile(overrides, at_once=at_once, model=directory)
-    evaluation = Evaluation.open(out or Path(".skyrl_evals") / f"{file.stem}_{Path(name).name}", profile, file, name)
+    subject = Subject(name=name, directory=str(directory.absolute()) if directory else "")
+    out = out or Path(".skyrl_evals") / f"{file.stem}_{Path(name).name}"
+    evaluation = Evaluation.open(out, profile, file, subject)
     options = {"temperature": temperature, "max_tokens": max_tokens}
     try:
         with _endpoint(model, directory, name, evaluation.directory, profile, options) as endpoint:
             asyncio.run(evaluation.run(endpoint, profile, repetitions=repetitions, at_once=at_once, say=click.echo))
     finally:
         conclude(evaluation, prices=prices)
+
+
+def _directory(model: str) -> Path | None:
+    """The directory that `model` is, where it is no URL.
+
+    Raises:
+        SetupError: it is neither.
+    """
+    from skyrl_stack.trainer.served import require_model
+
+    if model.startswith(("http://", "https://")):
+        return None
+    require_model(Path(model))
+    return Path(model)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Run: K episodes of a model on each task, the very episodes and grades of training, without a trainer.
 
 <directory>/                 a run directory, so `report`, `show` and people find episodes where they always are
-├── tasks.jsonl              what is evaluated
+├── subject.json             which model is evaluated
+├── tasks.jsonl              on what
 ├── attempts.jsonl           a line for each episode that ended, with what the endpoint says that it cost
 ├── predictions-<i>.jsonl    the i-th patch of every task, as SWE-bench takes predictions
 └── summary.json             the estimates
@@ -22,6 +23,7 @@ from skyrl_stack.errors import InfrastructureError, ProfileError
 from skyrl_stack.evaluation.endpoint import Endpoint, open_client
 from skyrl_stack.factory.given import ensure_images
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxProvider
 from skyrl_stack.sandbox.images import image_store_path
@@ -31,6 +33,15 @@ from skyrl_stack.tasks.task import Task, read_tasks
 Say = Callable[[str], None]
 LOST_IN_A_ROW = 8
 "Episodes lost to infrastructure one after the other, after which no more are begun."
+
+
+class Subject(BaseModel):
+    """The model that is evaluated. A server may move; a directory is that directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    directory: str = ""
 
 
 class Attempt(BaseModel):
@@ -50,27 +61,31 @@ class Attempt(BaseModel):
 class Evaluation:
     """An evaluation in its directory."""
 
-    def __init__(self, directory: RunDirectory, model: str) -> None:
+    def __init__(self, directory: RunDirectory, subject: Subject) -> None:
         self.directory = directory
-        self.model = model
+        self.model = subject.name
         self.attempts_file = directory.path / "attempts.jsonl"
 
     @classmethod
-    def open(cls, path: Path, profile: Profile, tasks_file: Path, model: str) -> "Evaluation":
+    def open(cls, path: Path, profile: Profile, tasks_file: Path, subject: Subject) -> "Evaluation":
         """A new one, or the one that is there, with what it has.
 
         Raises:
-            ProfileError: the one that is there is of other tasks.
+            ProfileError: the one that is there is of other tasks or of another model.
             TaskError: the task file is missing or malformed.
         """
         directory = RunDirectory(path)
         given = "".join(f"{task.model_dump_json()}\n" for task in read_tasks(tasks_file))
         if directory.tasks_file.is_file() and directory.tasks_file.read_text() != given:
             raise ProfileError(f"{path}: an evaluation of other tasks is there; name another --out")
+        subject_file = path / "subject.json"
+        if (there := read_if_there(subject_file, Subject)) and there != subject:
+            raise ProfileError(f"{path}: an evaluation of {there.directory or there.name} is there; name another --out")
         directory.path.mkdir(parents=True, exist_ok=True)
         directory.fill(profile)
         directory.tasks_file.write_text(given)
-        return cls(directory, model)
+        publish(subject_file, subject)
+        return cls(directory, subject)
 
     def attempts(self) -> list[Attempt]:
         """Those that ended, the lost ones last tried included; a torn line counts as none."""

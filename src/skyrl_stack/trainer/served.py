@@ -32,19 +32,23 @@ class Served:
     tokenizer: Any
 
 
-def huggingface_files(model: Path, target: Path) -> Path:
-    """`model`, or `target`, where what verl merged of the checkpoint `model` stays for the next time.
-
-    Raises:
-        SetupError: it is neither, or verl cannot merge it.
-    """
-    if (model / "config.json").is_file():
-        return model
-    if not is_checkpoint(model):
+def require_model(model: Path) -> None:
+    """Raises SetupError: there is nothing in `model` that could be served."""
+    if not ((model / "config.json").is_file() or is_checkpoint(model)):
         raise SetupError(
             f"--model {model}: neither the URL of a server, nor a directory of Hugging Face files (config.json), nor a "
             "checkpoint of a run (…/checkpoints/global_step_N)"
         )
+
+
+def huggingface_files(model: Path, target: Path) -> Path:
+    """`model`, or `target`, where what verl merged of the checkpoint `model` stays for the next time.
+
+    Raises:
+        SetupError: verl cannot merge it.
+    """
+    if not is_checkpoint(model):
+        return model
     if not target.is_dir():
         draft = target.with_name(f".{target.name}-draft")
         shutil.rmtree(draft, ignore_errors=True)
