@@ -139,6 +139,10 @@ async def test_health(server: Server, sandbox: dict[str, Any]) -> None:
         ("/start", {"image": "x"}, 422, "NotRight"),
         ("/start", {"image": "localhost/no/such:1", "session_id": "s"}, 422, "SandboxStartFailed"),
         ("/start", {"image": "x", "session_id": "s", "memory_mb": 1}, 422, "NotRight"),
+        ("/start", {"image": "x", "session_id": "s", "lease_s": -1}, 422, "NotRight"),
+        ("/start", {"image": "x", "session_id": "s", "environment": {"A=B": ""}}, 422, "NotRight"),
+        ("/start", {"image": "Not An Image", "session_id": "s"}, 422, "SandboxStartFailed"),
+        ("/start", {"image": "x", "session_id": "s", "environment": {"A": "x" * (10 << 20)}}, 413, "HTTPException"),
         ("/stop", {"runtime_id": "none"}, 404, "Unknown"),
         ("/pause", {"runtime_id": "none"}, 404, "Unknown"),
         ("/resume", {}, 422, "NotRight"),
@@ -158,6 +162,8 @@ async def test_a_mistake_has_an_answer(
     [
         ("POST", "/api/bash/execute_bash_command", {"json": {"command": "a\0b"}}, 400),
         ("POST", "/api/bash/execute_bash_command", {"json": {"command": "x", "timeout": 0}}, 422),
+        ("POST", "/api/bash/execute_bash_command", {"json": {"command": "x", "timeout": -1}}, 422),
+        ("POST", "/api/bash/execute_bash_command", {"json": {"command": "x" * (10 << 20)}}, 413),
         ("POST", "/api/bash/execute_bash_command", {"content": b"{"}, 422),
         ("GET", "/api/bash/bash_events/search", {"params": {"command_id__eq": "none"}}, 404),
         ("POST", "/api/bash/bash_commands/none/stop", {}, 404),
@@ -165,6 +171,7 @@ async def test_a_mistake_has_an_answer(
         ("GET", "/api/file/download", {"params": {"path": "/none"}}, 404),
         ("GET", "/api/file/download", {}, 422),
         ("POST", "/api/file/upload", {"params": {"path": "/tmp"}, "files": {"file": b""}}, 400),
+        ("POST", "/api/file/upload", {"params": {"path": "/tmp/../../etc/x"}, "files": {"file": b""}}, 422),
         ("POST", "/api/file/upload", {"params": {"path": "/tmp/x"}}, 422),
         ("GET", "/api/git/changes", {"params": {"path": "/nowhere"}}, 400),
     ],
@@ -180,6 +187,9 @@ async def test_a_mistake_in_a_sandbox_has_an_answer(
 async def test_starting_a_session_twice_gives_one_sandbox(server: Server) -> None:
     first = await server.start(session_id="twice")
     assert await server.start(session_id="twice") == first
+    other = {"image": server.image, "session_id": "twice", "workdir": "/"}
+    refused = await server.control("POST", "/start", json=other)
+    assert (refused.status_code, refused.json()["error"]) == (409, "Conflict")
     await server.control("POST", "/stop", json={"runtime_id": first["runtime_id"]})
 
 

@@ -1,9 +1,12 @@
 """The data plane: what OpenHands' agent server would answer inside one sandbox. `front.py` has checked the key."""
 
 from collections.abc import Awaitable
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response, UploadFile
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from skyrl_stack.runtime import git
 from skyrl_stack.runtime.disconnect import unless_disconnected
@@ -11,7 +14,16 @@ from skyrl_stack.runtime.failures import answer_failures
 from skyrl_stack.runtime.leases import Lease
 from skyrl_stack.runtime.wire import BashOutput, BashRequest, Conflict, NotRight
 
-FilePath = Annotated[str, Query(pattern=r"^/[^\x00]*$")]
+UPLOAD = "/api/file/upload"
+
+
+def _plain(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or ".." in PurePosixPath(path).parts:
+        raise PydanticCustomError("path", "must be an absolute path without `..` and NUL")
+    return path
+
+
+FilePath = Annotated[str, Query(), AfterValidator(_plain)]
 
 
 def data_plane() -> FastAPI:
@@ -46,7 +58,7 @@ def data_plane() -> FastAPI:
         await _lease(request).commands.stop(command_id)
         return {"success": True}
 
-    @app.post("/api/file/upload")
+    @app.post(UPLOAD)
     async def upload(path: FilePath, file: UploadFile, request: Request) -> dict[str, Any]:
         data = await file.read()
         await _as_request(_lease(request).sandbox.write_file(path, data))

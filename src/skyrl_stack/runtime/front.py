@@ -7,14 +7,18 @@ for one sandbox; so no route can forget to ask for the token, and no body is rea
 import hmac
 from typing import Any
 
+from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skyrl_stack.errors import SandboxLost
 from skyrl_stack.runtime.control import control_plane
-from skyrl_stack.runtime.data import data_plane
+from skyrl_stack.runtime.data import UPLOAD, data_plane
 from skyrl_stack.runtime.failures import failure
 from skyrl_stack.runtime.leases import Lease, Leases
 from skyrl_stack.runtime.wire import API_KEY, SESSION_KEY, STATUSES
+
+BODY_LIMIT = 4 << 20
+"Bytes of a body that is not a file."
 
 
 class Front:
@@ -30,6 +34,8 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if scope["path"] != UPLOAD:
+            receive = _at_most(BODY_LIMIT, receive)
         port = scope["server"][1]
         if port == self._port:
             await self._on_control(scope, receive, send)
@@ -65,10 +71,28 @@ class Front:
             await self._leases.end(lease)  # its place is for another
 
 
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """`receive`, until the body is longer than `limit` bytes: then an answer of 413."""
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > limit:
+            raise HTTPException(413, f"the body is longer than {limit >> 20} MiB; files are sent to {UPLOAD}")
+        return message
+
+    return counted
+
+
 def _holds(scope: Scope, header: str, token: str) -> bool:
+    return hmac.compare_digest(_header(scope, header), token.encode())
+
+
+def _header(scope: Scope, header: str) -> bytes:
     name = header.lower().encode()
-    given = next((value for key, value in scope["headers"] if key == name), b"")
-    return hmac.compare_digest(given, token.encode())
+    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def _refuse(header: str) -> Any:

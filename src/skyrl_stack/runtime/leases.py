@@ -32,7 +32,7 @@ Listen = Callable[[], Awaitable[asyncio.Server]]
 class Lease:
     """A sandbox, its address and key, and when it ends."""
 
-    session_id: str
+    request: StartRequest
     sandbox: PodmanSandbox
     listener: asyncio.Server
     host: str
@@ -49,6 +49,10 @@ class Lease:
     @property
     def id(self) -> str:
         return self.sandbox.id
+
+    @property
+    def session_id(self) -> str:
+        return self.request.session_id
 
     @property
     def is_over(self) -> bool:
@@ -141,11 +145,13 @@ class Leases:
         """Start a sandbox for a session, or find the one it has.
 
         Raises:
-            Conflict: the session is being started by another call.
+            Conflict: the session is being started by another call, or was by a request that differs.
             Full: no place became free in time.
             SandboxStartFailed: Podman refused.
         """
         if existing := self._find(lambda lease: lease.session_id == request.session_id):
+            if existing.request != request:
+                raise Conflict(f"session {request.session_id} has a sandbox already, by a request that differs")
             return existing
         if request.session_id in self._starting:
             raise Conflict(f"session {request.session_id} is being started")
@@ -213,7 +219,7 @@ class Leases:
             await asyncio.shield(sandbox.stop())
             raise
         return Lease(
-            session_id=request.session_id,
+            request=request,
             sandbox=sandbox,
             listener=listener,
             host=section.host,

@@ -3,9 +3,9 @@
 Bodies keep unknown fields out of the way: OpenHands sends several that mean nothing here (`command`, `run_as_user`).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from skyrl_stack.errors import RuntimeUnavailable, SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.sandbox.contract import Excess, FileMissing
@@ -47,8 +47,12 @@ ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in STATUSES}
 "What a client raises for the `error` in a body; any other name is a RuntimeUnavailable."
 
 
+Variable = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$")]
+"Name of an environment variable."
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class StartRequest(_Body):
@@ -58,14 +62,14 @@ class StartRequest(_Body):
     "OpenHands always sends `/` and means nothing by it: it stands for the image's own."
     workdir: str | None = None
     "Ours: taken as it is, and before `working_dir`."
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[Variable, str] = Field(default_factory=dict)
     lease_s: float | None = Field(default=None, gt=0)
     wait_s: float | None = Field(default=None, gt=0)
     "How long to wait for a place, `runtime.start_timeout_s` at most."
     cpus: float | None = Field(default=None, gt=0)
-    memory_mb: int | None = Field(default=None, ge=16)
-    pids: int | None = Field(default=None, ge=16)
-    disk_mb: int | None = Field(default=None, ge=16)
+    memory_mb: int | None = Field(default=None, ge=16, le=1 << 24)
+    pids: int | None = Field(default=None, ge=16, le=1 << 22)
+    disk_mb: int | None = Field(default=None, ge=16, le=1 << 24)
     wall_s: float | None = Field(default=None, gt=0)
     network: Literal["none", "host"] | None = None
 
