@@ -55,6 +55,8 @@ class TasksSection(Section):
     seed: int = Field(default=0, ge=0)
     file: Path | None = None
     "A task file (JSON lines) to use instead of making tasks; its images must be obtainable."
+    pull: bool = True
+    "Fetch images that the site's store lacks from their registry; false where that is for `skyrl-stack images` to do."
     unverified: bool = False
     "Train on tasks of `file` that `skyrl-stack tasks verify` has not seen. Quarantined ones stay out all the same."
     base_image: str = "auto"

@@ -21,7 +21,7 @@ from skyrl_stack.runtime.wire import API_KEY, SESSION_KEY
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(180)]
 
-EXAMPLES = 25
+EXAMPLES = 12
 "Of each operation."
 HANG_S = 20
 COMMAND_S = 0.5
@@ -54,7 +54,7 @@ def fuzz(app: FastAPI, url: str, headers: dict[str, str], adapt: Callable[[Case,
             adapt(case, real)
             answer = case.call(base_url=url, headers=headers, timeout=HANG_S)
             statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-            assert answer.status_code < 500, f"{case.as_curl_command()}: {answer.text}"
+            assert answer.status_code < 500 and answer.status_code != 410, f"{case.as_curl_command()}: {answer.text}"
             if answer.status_code >= 400 and case.method != "HEAD":
                 body = answer.json()
                 assert set(body) == {"error", "detail"}

@@ -2,88 +2,16 @@
 
 import asyncio
 import secrets
-import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lanes import cannot_run
-from rootfs import SHELL_PROGRAMS, build_rootfs
 from skyrl_stack.errors import SetupError
-from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
-
-REGISTRY_CONFIG = """\
-version: 0.1
-log: {level: info}
-storage: {inmemory: {}}
-http: {addr: "127.0.0.1:%d"}
-"""
-
-
-@pytest.fixture
-def store(tests_cache: Path) -> Iterator[Path]:
-    """The path of an empty store, where its owner in the cell can reach it."""
-    path = tests_cache / f"store-{secrets.token_hex(4)}"
-    yield path
-    remove_private_directory(path)
-    path.with_suffix(".lock").unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tar = tmp_path_factory.mktemp("rootfs") / "shell.tar"
-    build_rootfs(tar)
-    return tar
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[str]:
-    """Address of a registry that has the image tests/tiny:1."""
-    if shutil.which("docker-registry") is None:
-        cannot_run("not installed: docker-registry; run `apt-get install docker-registry`")
-    from podman import PodmanClient
-    from testcontainers.core.container import DockerContainer
-    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
-
-    with socket.create_server(("127.0.0.1", 0)) as place:
-        port = place.getsockname()[1]
-    context = tmp_path_factory.mktemp("registry")
-    build_rootfs(context / "rootfs.tar", [*SHELL_PROGRAMS, "docker-registry"])
-    (context / "registry.yml").write_text(REGISTRY_CONFIG % port)
-    (context / "Containerfile").write_text("FROM scratch\nADD rootfs.tar /\nCOPY registry.yml /registry.yml\n")
-    directory = make_private_directory(secrets.token_hex(8))
-    try:
-        with pytest.MonkeyPatch.context() as patch, Cell(directory) as cell:
-            patch.setenv("DOCKER_HOST", f"unix://{cell.socket}")
-            patch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
-            patch.setenv("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
-            with cell.client() as client:
-                assert isinstance(client, PodmanClient)
-                client.images.build(path=str(context), dockerfile="Containerfile", tag="localhost/registry:1")
-                server = (
-                    DockerContainer("localhost/registry:1")
-                    .with_command("docker-registry serve /registry.yml")
-                    .with_kwargs(network_mode="host", log_config={"type": "json-file"})
-                    .waiting_for(LogMessageWaitStrategy("listening on"))
-                )
-                with server:
-                    reference = f"127.0.0.1:{port}/tests/tiny:1"
-                    with rootfs.open("rb") as data:
-                        headers = {"Content-Type": "application/x-tar"}
-                        parameters = {"reference": reference, "changes": ["WORKDIR /testbed"]}
-                        client.api.post("/images/import", params=parameters, data=data, headers=headers)
-                    client.images.push(reference, tlsVerify=False)
-                    yield f"127.0.0.1:{port}"
-    finally:
-        remove_private_directory(directory)
 
 
 def test_a_pulled_image_starts(registry: str, store: Path) -> None:

@@ -43,9 +43,9 @@ class Run:
                 stderr=log,
             )
         self.endpoint: Endpoint = self.directory.await_endpoint("runtime", 60)
-        asyncio.run(self._start_something(image))
+        asyncio.run(self.start_something(image))
 
-    async def _start_something(self, image: str) -> None:
+    async def start_something(self, image: str) -> None:
         async with RuntimeClient(self.endpoint) as client:
             sandbox = await client.start(SandboxSpec(image=image))
             await sandbox.run("setsid sleep 600 & echo")
@@ -166,12 +166,26 @@ def test_another_launch_takes_the_directory_over(run: Run) -> None:
     assert not run.private.exists()
 
 
-def test_the_death_of_podman_is_a_failure(run: Run) -> None:
+def kill_podman(run: Run) -> None:
     podman = [pid for pid in run.processes() if Path(f"/proc/{pid}/comm").read_text() == "podman\n"]
     os.kill(podman[0], signal.SIGKILL)
-    assert run.process.wait(20) == 1
+
+
+def test_podman_is_started_again_after_its_death(run: Run, tiny_image: str) -> None:
+    kill_podman(run)
+    eventually(lambda: "it was started again" in run.log(), 30)
+    assert "healed: Podman's service died" in run.log()
+    asyncio.run(run.start_something(tiny_image))
+    assert run.process.poll() is None
+
+
+def test_podman_that_dies_again_and_again_is_a_failure(run: Run) -> None:
+    for number in range(4):
+        eventually(lambda number=number: run.log().count("it was started again") == number, 30)
+        kill_podman(run)
+    assert run.process.wait(30) == 1
     assert_nothing_is_left(run)
-    assert "Podman's service died" in run.log()
+    assert "Podman's service died 4 times" in run.log()
 
 
 def test_what_is_no_run_directory_is_one_line(tmp_path: Path) -> None:

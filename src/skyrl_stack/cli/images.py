@@ -1,4 +1,4 @@
-"""`skyrl-stack images`: the frozen images of both roles, built, looked at, checked and handed on."""
+"""`skyrl-stack images`: the frozen images of both roles, and the images of tasks in the site's store."""
 
 import subprocess
 from pathlib import Path
@@ -13,7 +13,7 @@ NAME = click.Choice(("runtime", "trainer"))
 
 @click.group()
 def images() -> None:
-    """Frozen images of the two roles: runtime.sif and trainer.sif."""
+    """Images of the two roles (build, inspect, verify, push) and of tasks (pull, prefetch, gc); list shows both."""
 
 
 @images.command("build")
@@ -39,12 +39,69 @@ def build(
 
 @images.command("list")
 def list_() -> None:
-    """What the lock knows."""
+    """What the lock knows of the roles' images, and the images of tasks in the site's store."""
+    from skyrl_stack.oci.listing import store_lines
+    from skyrl_stack.oci.store import SiteStore
+    from skyrl_stack.sandbox.storage import site_images
     from skyrl_stack.sif.lock import LOCK, ImagesLock
 
     for name, image in ImagesLock.read(LOCK).images.items():
         base = image.arguments["FROM"] if image.arguments["BOOTSTRAP"] != "debootstrap" else image.arguments["SUITE"]
         click.echo(f"{name}  {image.size_bytes / 1e6:.0f} MB  sha256 {image.result[:16]}…  on {base}")
+    for line in store_lines(SiteStore(site_images())):
+        click.echo(line)
+
+
+@images.command()
+@click.argument("references", nargs=-1, required=True, metavar="IMAGE...")
+def pull(references: tuple[str, ...]) -> None:
+    """Fetch task images from their registries into the site's store, each layer once; what broke off goes on.
+
+    The store is $SKYRL_IMAGES, on the cluster's file system, or else in the cache. Neither Podman nor a container is
+    needed, so a login node will do.
+    """
+    _pull(references)
+
+
+@images.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def prefetch(files: tuple[Path, ...]) -> None:
+    """Pull the images of all tasks of the task FILEs."""
+    from skyrl_stack.oci.listing import images_of
+
+    _pull(tuple(image for image in images_of(files) if not image.startswith("localhost/")))
+
+
+@images.command()
+@click.option("--keep", multiple=True, type=click.Path(path_type=Path), help="A task file whose images stay.")
+@click.option("--days", default=30.0, show_default=True, type=click.FloatRange(0), help="Unused for so long.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def gc(keep: tuple[Path, ...], days: float, dry_run: bool) -> None:
+    """Remove task images that no node has used for a while from the site's store, and layers without an image."""
+    from skyrl_stack.oci.listing import images_of, unused
+    from skyrl_stack.oci.store import SiteStore
+    from skyrl_stack.sandbox.storage import site_images
+
+    store = SiteStore(site_images())
+    for image in unused(store, days=days, keep=images_of(keep)):
+        click.echo(f"{'would remove' if dry_run else 'removed'} {image.reference}")
+        if not dry_run:
+            store.remove(image.reference)
+    if not dry_run:
+        count, size = store.remove_unused_blobs()
+        click.echo(f"{store.path}: {count} files without an image removed, {size / 1e6:.0f} MB")
+
+
+def _pull(references: tuple[str, ...]) -> None:
+    from skyrl_stack.oci.pull import pull
+    from skyrl_stack.oci.reference import Reference
+    from skyrl_stack.oci.store import SiteStore
+    from skyrl_stack.sandbox.storage import site_images
+
+    store = SiteStore(site_images())
+    for reference in map(Reference.parse, references):
+        image = pull(reference, store, click.echo)
+        click.echo(f"{reference}: {image.size / 1e6:.0f} MB, {image.digest}")
 
 
 @images.command()

@@ -21,7 +21,7 @@ from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import InfrastructureError, ProfileError
 from skyrl_stack.evaluation.endpoint import Endpoint, open_client
-from skyrl_stack.factory.given import ensure_images
+from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory

@@ -42,7 +42,7 @@ def provide(directory: RunDirectory) -> None:
         return
     section = directory.profile().tasks
     if section.file is not None:
-        tasks = asyncio.run(given_tasks(section.file, say, unverified=section.unverified))
+        tasks = asyncio.run(given_tasks(section.file, say, unverified=section.unverified, pulling=section.pull))
         write_tasks(directory.tasks_file, tasks)
     else:
         path = asyncio.run(make_tasks(section, cache_dir(), say))

@@ -1,15 +1,14 @@
 """Given: a task file that the user brings, checked before a run starts on it."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from skyrl_stack.factory.base import Say
-from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.tasks.manifest import require_verified, standing, verified_tasks
 from skyrl_stack.tasks.task import Task
 
 
-async def given_tasks(path: Path, say: Say, *, unverified: bool = False) -> list[Task]:
+async def given_tasks(path: Path, say: Say, *, unverified: bool = False, pulling: bool = True) -> list[Task]:
     """The tasks of `path` that may be trained on, their images in the image store.
 
     Quarantined ones are left out. Those that nobody verified are refused, unless `unverified`.
@@ -24,19 +23,5 @@ async def given_tasks(path: Path, say: Say, *, unverified: bool = False) -> list
     if found.quarantined:
         say(f"{path}: {found.quarantined} quarantined tasks left out")
     tasks = [task for task, verification in verified_tasks(path) if not verification or verification.accepted]
-    await ensure_images(tasks, say)
+    await ensure_images(tasks, say, pulling=pulling)
     return tasks
-
-
-async def ensure_images(tasks: Iterable[Task], say: Say) -> None:
-    """Pull the images of `tasks` that the image store lacks.
-
-    Raises:
-        SetupError: one cannot be had.
-    """
-    images = list(dict.fromkeys(task.image for task in tasks))
-    async with ImageStore() as store:
-        for number, image in enumerate(images, 1):
-            if not await store.has(image):
-                say(f"image {number} of {len(images)}: pulling {image}")
-                await store.pull(image)

@@ -1,6 +1,6 @@
 """Hand-over: the images of a run's tasks, on a node of the runtime that did not make them.
 
-    an image of a registry      is pulled, as on any node
+    an image of a registry      comes from the site's store, as on any node
     one that was made           comes from a runtime that serves it, or where there is none, is made again
 
 Whoever serves has the tasks and all their images. So of several nodes that start together the first makes them, and
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from skyrl_stack.factory.base import Say
-from skyrl_stack.factory.given import ensure_images
+from skyrl_stack.factory.obtain import MADE_HERE, ensure_images
 from skyrl_stack.presence import INTERVAL_S, Watch
 from skyrl_stack.records import Endpoint, Incarnation
 from skyrl_stack.run_directory import RunDirectory
@@ -20,7 +20,6 @@ from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.tasks.task import read_tasks
 
-MADE_HERE = "localhost/"
 _FIRST_SIGNS_S = 3 * INTERVAL_S
 "Until the heartbeats of nodes that start together are seen."
 
@@ -39,7 +38,7 @@ async def await_images(directory: RunDirectory, say: Say) -> bool:
         if made := await _lacking(directory):
             say(f"{len(made)} images: fetching them from {endpoint.url}")
             await _fetch(endpoint, made)
-    await ensure_images(read_tasks(directory.tasks_file), say)
+    await ensure_images(read_tasks(directory.tasks_file), say, pulling=directory.profile().tasks.pull)
     return True
 
 

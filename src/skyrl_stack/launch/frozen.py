@@ -9,7 +9,7 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.launch import processes
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Role, RunDirectory
-from skyrl_stack.sandbox.storage import CACHE_VARIABLE, cache_dir
+from skyrl_stack.sandbox.storage import CACHE_VARIABLE, IMAGES_VARIABLE, cache_dir, site_images
 from skyrl_stack.sif import apptainer
 from skyrl_stack.sif.lock import LOCK, ImagesLock
 
@@ -44,7 +44,9 @@ def interpreter(directory: RunDirectory, role: Role) -> list[str]:
         return [sys.executable]
     apptainer.require()
     processes.adopt_orphans()  # what shows the image outlives a `kill -9` of Apptainer, and carries no mark of ours
-    command = ["apptainer", "-q", "exec", "--env", f"{CACHE_VARIABLE}={cache_dir()}"]
+    command = ["apptainer", "-q", "exec"]
+    for variable, place in ((CACHE_VARIABLE, cache_dir()), (IMAGES_VARIABLE, site_images())):
+        command += ["--env", f"{variable}={place}"]
     if role == "trainer" and profile.trainer.device == "cuda":
         if not _NVIDIA.exists():  # `--nv` without a GPU succeeds, and says nothing
             raise SetupError(f"trainer.device = 'cuda', but {os.uname().nodename} shows no GPU ({_NVIDIA} is missing)")
@@ -57,5 +59,6 @@ def interpreter(directory: RunDirectory, role: Role) -> list[str]:
 def _shown(directory: RunDirectory, profile: Profile) -> list[Path]:
     """What the role needs of the machine beside its home, which Apptainer shows by itself."""
     model = Path(profile.model.path).absolute()
-    paths = [directory.path, Path.cwd(), Path(tempfile.gettempdir()), cache_dir(), *([model] if model.is_dir() else [])]
+    given = [path for path in (site_images(), model) if path.is_dir()]
+    paths = [directory.path, Path.cwd(), Path(tempfile.gettempdir()), cache_dir(), *given]
     return [path for number, path in enumerate(paths) if not any(map(path.is_relative_to, paths[:number]))]

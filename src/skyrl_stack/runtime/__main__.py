@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from skyrl_stack.errors import PeerLost, SandboxLost, StackError
@@ -17,9 +18,13 @@ from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.server import Served, serving
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.sweep import make_room
 
 LOG = logging.getLogger("skyrl_stack.runtime")
 _WATCH_INTERVAL_S = 1.0
+_DEATHS = 3
+"So often may Podman die within _DEATHS_WITHIN_S."
+_DEATHS_WITHIN_S = 600.0
 
 
 class Runtime:
@@ -29,6 +34,8 @@ class Runtime:
         self.directory = directory
         self._stop = asyncio.Event()
         self._lost: str | None = None
+        self._deaths: list[float] = []
+        "When Podman died, of late."
         self._trainer: int | None = None
         "Which start of the trainer the sandboxes are for; None while it is away."
 
@@ -37,7 +44,7 @@ class Runtime:
 
         Raises:
             PeerLost: the trainer or the launcher is gone without having ended.
-            SandboxLost: Podman's service died.
+            SandboxLost: Podman's service died too often.
             SystemExit: by a signal.
         """
         loop = asyncio.get_running_loop()
@@ -57,6 +64,8 @@ class Runtime:
                 raise SystemExit(0)
 
     async def _serve(self, presence: Presence) -> None:
+        if healed := await asyncio.to_thread(make_room):
+            LOG.warning(healed)
         profile, me = self.directory.profile(), presence.me
         token = secrets.token_urlsafe(32)
         endpoint_file = self.directory.endpoint_file("runtime", me.instance)
@@ -85,8 +94,22 @@ class Runtime:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
             except TimeoutError:
                 if not sandboxes.is_alive:
-                    raise SandboxLost(f"Podman's service died: {sandboxes.last_words}") from None
+                    await self._revive(sandboxes, served)
                 await self._drop_what_is_left(served)
+
+    async def _revive(self, sandboxes: PodmanSandboxes, served: Served) -> None:
+        """Start Podman again after it died. Its sandboxes died with it, and so do their leases.
+
+        Raises:
+            SandboxLost: it dies again and again.
+        """
+        now, words = time.monotonic(), sandboxes.last_words
+        self._deaths = [died for died in self._deaths if now - died < _DEATHS_WITHIN_S] + [now]
+        if len(self._deaths) > _DEATHS:
+            raise SandboxLost(f"Podman's service died {len(self._deaths)} times: {words}")
+        await served.end_all()
+        await sandboxes.reopen()
+        LOG.warning("healed: Podman's service died (%s) and its sandboxes with it; it was started again", words)
 
     async def _drop_what_is_left(self, served: Served) -> None:
         """A trainer that left, or was started again, does not call for its old sandboxes; their places are needed."""

@@ -9,7 +9,7 @@ stay, in the launch's private directory.
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,13 +26,22 @@ START_TIMEOUT_S = 30.0
 class Cell:
     """Podman's service over `graphroot`, alive while the block runs.
 
-    `directory` is the launch's private directory; images are also read from `image_stores`.
+    `directory` is the launch's private directory; images are also read from `image_stores`. `registries`
+    says where a registry's name leads to, if not to itself.
     """
 
-    def __init__(self, directory: Path, *, graphroot: Path | None = None, image_stores: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        graphroot: Path | None = None,
+        image_stores: Sequence[Path] = (),
+        registries: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.graphroot = graphroot or directory / "storage"
         self.image_stores = tuple(image_stores)
+        self.registries = dict(registries or {})
         self.socket = directory / "podman.sock"
         self.log = directory / "podman.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +63,9 @@ class Cell:
         ids = namespaces.id_map()
         # crun refuses a machine that has cgroups of both versions; it does not look behind a mount.
         hide = (HYBRID_CGROUPS,) if runtime == "crun" and HYBRID_CGROUPS.is_dir() else ()
-        environment = write_config(self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids)
+        environment = write_config(
+            self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids, registries=self.registries
+        )
         storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
         service = ("podman", *storage, "system", "service", "--time=0", f"unix://{self.socket}")
         with self.log.open("ab") as log:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from podman.errors import APIError, BuildError
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox.cell import Cell
+from skyrl_stack.sandbox.healing import heal_store
 from skyrl_stack.sandbox.namespaces import id_map
 from skyrl_stack.sandbox.storage import cache_dir, make_private_directory, remove_private_directory
 
@@ -44,8 +44,10 @@ class ImageStore:
     Every method raises SetupError, of one line, when Podman refuses.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, registries: Mapping[str, str] | None = None) -> None:
+        """`registries` says from where to pull instead: location by name, such as `docker.io/swebench/x`."""
         self.path = path or image_store_path()
+        self._registries = dict(registries or {})
         self._closing = ExitStack()
         self._cell: Cell | None = None
         self._opening = threading.Lock()
@@ -143,11 +145,10 @@ class ImageStore:
                     self._lock(closing)
                     directory = make_private_directory(secrets.token_hex(8))
                     closing.callback(remove_private_directory, directory)
-                    # Podman's database of containers insists on the run directory of the last writer, which is gone.
-                    shutil.rmtree(self.path / "libpod", ignore_errors=True)
-                    for file in self.path.glob("db.sql*"):  # Podman 5's
-                        file.unlink()
-                    self._cell = closing.enter_context(Cell(directory, graphroot=self.path))
+                    if healed := heal_store(self.path):
+                        LOG.warning(healed)
+                    cell = Cell(directory, graphroot=self.path, registries=self._registries)
+                    self._cell = closing.enter_context(cell)
                     self._closing = closing.pop_all()
             return self._cell
 

@@ -218,6 +218,11 @@ class PodmanSandboxes:
             await limits.close()
         await asyncio.to_thread(self._close)
 
+    async def reopen(self) -> None:
+        """Begin anew after Podman's service died, with no sandbox."""
+        await asyncio.to_thread(self._close)
+        await asyncio.to_thread(self._open)
+
     @property
     def is_alive(self) -> bool:
         """Whether Podman's service still is, and what keeps its sandboxes to their sizes."""

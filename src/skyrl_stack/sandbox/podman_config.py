@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
@@ -37,7 +37,9 @@ def require_podman() -> str:
     return str(runtime)
 
 
-def write_config(directory: Path, *, runtime: str, graphroot: Path, ids: IdMap) -> dict[str, str]:
+def write_config(
+    directory: Path, *, runtime: str, graphroot: Path, ids: IdMap, registries: Mapping[str, str]
+) -> dict[str, str]:
     """Write the files below `directory`; returns the whole environment that Podman is started with."""
     config = directory / "home/.config/containers"
     run, scratch = directory / "run", directory / "scratch"
@@ -49,7 +51,7 @@ def write_config(directory: Path, *, runtime: str, graphroot: Path, ids: IdMap) 
             os.chown(path, *ids.root)
     (config / "containers.conf").write_text(_containers_conf(runtime, run))
     (config / "storage.conf").write_text('[storage]\ndriver = "overlay"\n')
-    (config / "registries.conf").write_text("unqualified-search-registries = []\n")
+    (config / "registries.conf").write_text(_registries_conf(registries))
     (config / "policy.json").write_text(json.dumps(_INSECURE_BUT_LOCAL))
     return {
         **{name: os.environ[name] for name in (*_PASSED_ON, *_PROXIES, *_PYTHONS) if name in os.environ},
@@ -97,6 +99,12 @@ lock_type = "file"                   # the default, shared memory, is one for al
 exit_command_delay = 1               # seconds that an exec's conmon stays afterwards; the default is 300
 stop_timeout = 0
 """
+
+
+def _registries_conf(registries: Mapping[str, str]) -> str:
+    """Source: containers-registries.conf(5)."""
+    tables = (f'[[registry]]\nprefix = "{name}"\nlocation = "{location}"\n' for name, location in registries.items())
+    return "unqualified-search-registries = []\n" + "".join(tables)
 
 
 def storage_options(graphroot: Path, runroot: Path, image_stores: Sequence[Path], ids: IdMap) -> list[str]:

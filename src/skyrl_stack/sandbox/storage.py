@@ -24,6 +24,7 @@ from skyrl_stack.sandbox import namespaces
 
 PREFIX = "skyrl-"
 CACHE_VARIABLE = "SKYRL_CACHE"
+IMAGES_VARIABLE = "SKYRL_IMAGES"
 _SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
 
 
@@ -127,3 +128,9 @@ def cache_dir() -> Path:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyrl-stack"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def site_images() -> Path:
+    """Where task images lie for all nodes, by digest: `SKYRL_IMAGES`, else in the cache."""
+    chosen = os.environ.get(IMAGES_VARIABLE)
+    return Path(chosen).expanduser().absolute() if chosen else cache_dir() / "oci"

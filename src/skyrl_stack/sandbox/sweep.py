@@ -16,9 +16,12 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
-from skyrl_stack.sandbox.storage import PREFIX, read_owner, remove_private_directory
+from skyrl_stack.sandbox.storage import PREFIX, private_root, read_owner, remove_private_directory
 
 _DEATH_TIMEOUT_S = 5.0
+ROOM = 1 << 30
+"Bytes that a runtime should find in the node's temporary directory."
+ROOM_INODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,33 @@ def sweep() -> list[Leftover]:
             remove_private_directory(directory.path)
             removed.append(directory)
     return removed
+
+
+def make_room() -> str | None:
+    """Where the temporary directory is all but full, remove what dead launches left in it; one line if it was.
+
+    Raises:
+        SetupError: there is still no room.
+    """
+    if _has_room():
+        return None
+    removed = 0
+    for directory in _left_directories():
+        with suppress(SetupError):
+            remove_private_directory(directory.path)
+            removed += 1
+    if not _has_room():
+        raise SetupError(
+            f"{private_root()}: less than {ROOM >> 20} MiB or {ROOM_INODES} files are free; make room, or set TMPDIR "
+            "(launcher.scratch on Slurm) to another node-local directory"
+        )
+    return f"healed: {private_root()} was full; removed what {removed} dead launches had left there"
+
+
+def _has_room() -> bool:
+    state = os.statvfs(private_root())
+    counts_inodes = state.f_files > 0  # some file systems do not
+    return state.f_bavail * state.f_frsize >= ROOM and (not counts_inodes or state.f_favail >= ROOM_INODES)
 
 
 def _left_directories() -> Iterator[LeftDirectory]:

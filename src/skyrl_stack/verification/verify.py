@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyrl_stack.errors import InfrastructureError
-from skyrl_stack.factory.given import ensure_images
+from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes

@@ -1,0 +1,52 @@
+"""What is in the site's store: lines for people, and which images nobody uses."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from skyrl_stack.errors import SetupError
+from skyrl_stack.oci.reference import Reference
+from skyrl_stack.oci.store import SiteStore, StoredImage
+
+_DAY_S = 86_400.0
+
+
+def store_lines(store: SiteStore) -> Iterator[str]:
+    """A line for each image, then what the store takes of its file system and what is left of that."""
+    for image in store.images():
+        days = max(0.0, (time.time() - image.used_at) / _DAY_S)
+        yield f"{image.reference}  {image.size / 1e6:.0f} MB  {image.digest[:23]}…  used {days:.0f} days ago"
+    usage = store.usage()
+    inodes = f", {usage.free_inodes} inodes" if usage.free_inodes else ""  # some file systems do not count them
+    yield (
+        f"{store.path}: {usage.blobs} blobs, {usage.size / 1e9:.2f} GB, shared layers once; "
+        f"free: {usage.free / 1e9:.1f} GB{inodes}"
+    )
+
+
+def images_of(files: Iterable[Path]) -> list[str]:
+    """The images that task files name, each once.
+
+    Raises:
+        SetupError: a line is not a task; names it.
+    """
+    found: dict[str, None] = {}
+    for file in files:
+        try:
+            lines = file.read_text().splitlines()
+        except OSError as error:
+            raise SetupError(f"{file}: {error.strerror}") from error
+        for number, line in enumerate(lines, 1):
+            try:
+                found[str(json.loads(line)["image"])] = None
+            except (ValueError, LookupError, TypeError) as error:
+                raise SetupError(f"{file}:{number}: not a task with an image") from error
+    return list(found)
+
+
+def unused(store: SiteStore, *, days: float, keep: Iterable[str]) -> list[StoredImage]:
+    """Images that no node has loaded for so long, and that are not to be kept."""
+    kept = {str(Reference.parse(image)) for image in keep if not image.startswith("localhost/")}
+    since = time.time() - days * _DAY_S
+    return [image for image in store.images() if image.used_at < since and str(image.reference) not in kept]

@@ -1,0 +1,225 @@
+"""Task images on their way: a registry behind a proxy that misbehaves, the site's store, a node's store, a sandbox."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from registry_proxy import Proxy, proxied
+from skyrl_stack.cli import main
+from skyrl_stack.errors import SetupError
+from skyrl_stack.factory.obtain import ensure_images
+from skyrl_stack.oci import claim
+from skyrl_stack.oci.pull import pull
+from skyrl_stack.oci.reference import Reference
+from skyrl_stack.oci.store import SiteStore
+from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.storage import remove_private_directory
+from skyrl_stack.tasks.task import Task
+
+pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def proxy(registry: str) -> Iterator[Proxy]:
+    with proxied(registry) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteStore:
+    monkeypatch.setenv("SKYRL_IMAGES", str(tmp_path / "site"))
+    return SiteStore(tmp_path / "site")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def tiny(proxy: Proxy, version: str = "1") -> Reference:
+    return Reference(proxy.address, "tests/tiny", version)
+
+
+def visible(site: SiteStore) -> list[str]:
+    """What other processes could take for finished."""
+    return [path.name for path in (*site.path.glob("blobs/sha256/*"), *site.path.glob("images/*"))]
+
+
+def test_each_blob_is_fetched_once(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    proxy.pace_s = 0.05
+    with ThreadPoolExecutor(4) as threads:
+        images = list(threads.map(lambda _: pull(tiny(proxy), site, said.append), range(4)))
+    assert len({image.digest for image in images}) == 1
+    assert len(images[0].blobs) == 3  # manifest, configuration, one layer
+    by_digest = tiny(proxy, images[0].digest)
+    assert pull(by_digest, site, said.append).digest == images[0].digest
+    assert len(proxy.blobs()) == len(set(proxy.blobs())) == 2
+    assert any("waiting for" in line for line in said)
+    assert not list(site.drafts.iterdir())
+
+
+def test_a_rate_limit_is_honoured_and_said(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    proxy.refusals = ["2", "1"]
+    start = time.monotonic()
+    pull(tiny(proxy), site, said.append)
+    assert proxy.asked[0][0] - start >= 3
+    assert [line.partition("; ")[2] for line in said if "429" in line] == [
+        "going on in 2 s, as it asks",
+        "going on in 1 s, as it asks",
+    ]
+
+
+def test_a_rate_limit_of_hours_is_an_error_at_once(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    proxy.refusals = ["21600"]
+    with pytest.raises(SetupError, match=r"rate limit is reached, and it asks to wait for 21600 s; .*podman login"):
+        pull(tiny(proxy), site, said.append)
+
+
+def test_a_broken_connection_goes_on_where_it_was(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    proxy.cuts = 1
+    image = pull(tiny(proxy), site, said.append)
+    layer = image.blobs[-1]
+    ranges = [found for _, path, found in proxy.asked if path.endswith(layer.digest)]
+    assert [bool(re.fullmatch(r"bytes=[1-9]\d*-", found)) for found in ranges] == [False, True]
+    assert any("the connection broke" in line for line in said)
+
+
+def _pull_in_process(address: str, path: str) -> None:
+    pull(Reference(address, "tests/tiny", "1"), SiteStore(Path(path)), print)
+
+
+def test_a_killed_pull_is_gone_on_with(
+    proxy: Proxy, site: SiteStore, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.pace_s = 0.2
+    killed = multiprocessing.get_context("spawn").Process(target=_pull_in_process, args=(proxy.address, str(site.path)))
+    killed.start()
+    while not any(path.stat().st_size > 1 << 20 for path in site.drafts.glob("*/*")):
+        assert killed.is_alive()
+        time.sleep(0.05)
+    killed.kill()
+    killed.join()
+    proxy.pace_s = 0
+    monkeypatch.setattr(claim, "SILENCE_S", 1.0)
+    assert not site.find(tiny(proxy))
+    pull(tiny(proxy), site, said.append)
+    assert proxy.asked[-1][2].startswith("bytes=")
+    assert not list(site.drafts.iterdir())
+
+
+def test_what_is_not_what_its_digest_says_is_not_kept(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    proxy.corrupt = True
+    with pytest.raises(SetupError, match=r"cannot pull .*: the registry sent something else for sha256:"):
+        pull(tiny(proxy), site, said.append)
+    assert not site.find(tiny(proxy))
+    proxy.corrupt = False
+    assert pull(tiny(proxy), site, said.append)
+
+
+def test_what_cannot_be_had_is_one_line_at_once(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
+    absent = "sha256:" + "0" * 64
+    for reference, reason in (
+        (Reference(proxy.address, "tests/none", "1"), "the registry has no such image"),
+        (tiny(proxy, "none"), "the registry has no such image"),
+        (tiny(proxy, absent), "the registry has no such image"),
+        (Reference("127.0.0.1:1", "tests/tiny", "1"), r"no answer .*skyrl-stack images pull"),
+    ):
+        with pytest.raises(SetupError, match=f"cannot pull {reference}: {reason}") as failed:
+            pull(reference, site, said.append)
+        assert "\n" not in str(failed.value)
+    assert not visible(site)
+    with pytest.raises(SetupError, match="not the name of an image"):
+        Reference.parse("Not An Image")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("size=1m", r"it needs \d+ MB of .*, where 1 MB are free: .*images gc.*"),
+        ("nr_inodes=5", "no room or quota is left"),
+    ],
+)
+def test_a_full_file_system_is_one_line(
+    proxy: Proxy, tmp_path: Path, options: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "full"
+    path.mkdir()
+    monkeypatch.setenv("SKYRL_IMAGES", str(path))
+    command = f"{sys.executable} -c 'from skyrl_stack.cli import main; main()' images pull {tiny(proxy)}"
+    script = f"mount -t tmpfs -o {options} none {path} && {command}; echo exit code $?; ls -A {path}/images"
+    argv = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    printed = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+    assert re.search(f"skyrl-stack: cannot pull {tiny(proxy)}: .*{reason}\nexit code 1\n", printed), printed
+    assert "Traceback" not in printed
+    assert tiny(proxy).file_name not in printed
+
+
+def task(image: str) -> Task:
+    return Task(
+        instance_id="t", repo="r", version="1", base_commit="c", image=image, problem_statement="p", patch="",
+        FAIL_TO_PASS=("t",), eval_script="", log_parser="",
+    )  # fmt: skip
+
+
+def test_a_node_needs_no_registry_once_the_site_has_an_image(
+    registry: str, site: SiteStore, said: list[str], tests_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tests_cache / f"node-{secrets.token_hex(4)}"
+    monkeypatch.setenv("SKYRL_CACHE", str(cache))
+    with proxied(registry) as proxy:
+        by_tag = task(str(tiny(proxy)))
+        with pytest.raises(SetupError, match=r"tasks\.pull = false; run `skyrl-stack images pull"):
+            asyncio.run(ensure_images([by_tag], said.append, pulling=False))
+        image = pull(tiny(proxy), site, said.append)
+        by_digest = task(str(tiny(proxy, image.digest)))
+        pull(tiny(proxy, image.digest), site, said.append)
+
+    async def start(image: str) -> str:
+        async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(cache)]) as sandboxes:
+            sandbox = await sandboxes.start(SandboxSpec(image=image))
+            return (await sandbox.run("pwd")).stdout
+
+    try:
+        asyncio.run(ensure_images([by_tag, by_digest], said.append, pulling=False))
+        assert asyncio.run(start(by_tag.image)) == asyncio.run(start(by_digest.image)) == "/testbed\n"
+        before = len(said)
+        asyncio.run(ensure_images([by_tag, by_digest], said.append, pulling=False))
+        assert len(said) == before
+    finally:
+        remove_private_directory(cache)
+
+
+def test_the_commands(proxy: Proxy, site: SiteStore, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["images", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(json.dumps({"image": str(tiny(proxy))}) + "\n" + json.dumps({"image": "localhost/made:1"}) + "\n")
+    assert "MB, sha256:" in run("prefetch", str(file))
+    assert run("pull", str(tiny(proxy))).count("\n") == 1  # it is there
+    listed = run("list")
+    assert str(tiny(proxy)) in listed
+    assert re.search(r"3 blobs, 0\.\d\d GB, shared layers once; free: \d+\.\d GB, \d+ inodes", listed)
+    assert "removed 127" not in run("gc", "--days", "0", "--keep", str(file))  # nor are blobs of the last day
+    assert f"would remove {tiny(proxy)}" in run("gc", "--days", "0", "--dry-run")
+    assert site.find(tiny(proxy))
+    for path in site.path.glob("blobs/sha256/*"):
+        os.utime(path, (0, 0))  # or they may be part of a pull that goes on
+    assert "3 files without an image removed" in run("gc", "--days", "0")
+    assert not visible(site)
