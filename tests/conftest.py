@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import skyrl_stack.agent  # noqa: F401 (prepares the environment, before a test imports OpenHands)
 from lanes import cannot_run
 from rootfs import build_rootfs
 from skyrl_stack.errors import SetupError

@@ -38,7 +38,7 @@ class AgentSection(Section):
     "Calls in a row that could not be read, after which the episode ends as MalformedCalls."
     detect_stuck: bool = False
     "End an episode that repeats itself (OpenHands' detector: the same call and answer four times) as Stuck."
-    call_form: Literal["auto", "json", "function", "prompt"] = "auto"
+    call_form: Literal["auto", "json", "function", "deepseek", "llama", "prompt"] = "auto"
     "How tools are called; `auto`: the chat template's own form where it is known, else OpenHands' prompt."
     reasoning: Literal["keep", "strip"] = "keep"
     "`strip`: what is inside <think> is not told again in later turns; each such turn is a trajectory of its own."

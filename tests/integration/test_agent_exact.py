@@ -1,8 +1,11 @@
 """What the trainer learns from is what the engine saw and sampled: conversations by the thousand, real tokenizers."""
 
+import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,12 @@ from hypothesis import strategies as st
 
 from skyrl_stack.agent.calls import MalformedCall
 from skyrl_stack.agent.dialogue import Dialogue
-from skyrl_stack.agent.forms import CallForm, JsonForm, PromptForm, form_of
+from skyrl_stack.agent.forms import CallForm, DeepSeekForm, JsonForm, LlamaForm, PromptForm, form_of
 from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.tokens import Message, TokenStream
 from tokenizers_npm import real_tokenizer
 
-EXAMPLES = 700
+EXAMPLES = 500
 OPENING = [{"role": "system", "content": "Fix it."}, {"role": "user", "content": "<issue>\nf() is wrong\n</issue>"}]
 TOOL = {
     "type": "function",
@@ -26,9 +29,16 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
     },
 }
-MALFORMED = {
-    "json": ["<tool_call>\n{bad json}\n</tool_call>", '<tool_call>\n{"name": "terminal"', "<tool_call>"],
-    "prompt": ["<function=terminal>\n<parameter=command>\nls", "<function=", "<function=terminal>\n</functio"],
+LLAMA_TOOLS = Path(__file__).parents[1] / "data" / "llama3_tools_chat_template.jinja"
+MALFORMED: dict[type[CallForm], list[str]] = {
+    JsonForm: ["<tool_call>\n{bad json}\n</tool_call>", '<tool_call>\n{"name": "terminal"', "<tool_call>"],
+    DeepSeekForm: [
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>terminal\n```json\n{bad",
+        "<｜tool▁call▁begin｜>function",
+    ],
+    LlamaForm: ['{"name": "terminal"', '{"name": "terminal", "arguments": {}}', '{"name": '],
+    PromptForm: ["<function=terminal>\n<parameter=command>\nls", "<function=", "<function=terminal>\n</functio"],
 }
 
 snippets = st.sampled_from(
@@ -75,14 +85,23 @@ class Family:
     name: str
     form: type[CallForm]
     around: Callable[[list[Message]], str]
+    template: Path | None = None
+    "Where that of the tokenizer's package shows no tools, though the model knows them."
 
     @property
     def tokenizer(self) -> Any:
-        return real_tokenizer(self.name)
+        return told_of_tools(self.name, self.template) if self.template else real_tokenizer(self.name)
 
     def text(self, answers: list[Message]) -> str:
         said = self.around(answers)
         return unicodedata.normalize("NFC", said) if self.name == "qwen3" else said
+
+
+@cache
+def told_of_tools(name: str, template: Path) -> Any:
+    tokenizer = real_tokenizer.__wrapped__(name)
+    tokenizer.chat_template = template.read_text()
+    return tokenizer
 
 
 def qwen(answers: list[Message]) -> str:
@@ -108,16 +127,33 @@ def llama(answers: list[Message]) -> str:
     return f"<|eot_id|>{user}{joined(answers).strip()}<|eot_id|>{assistant}"
 
 
+def llama_native(answers: list[Message]) -> str:
+    user, tool, assistant = (
+        f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "ipython", "assistant")
+    )
+    said = [
+        f"{tool}{json.dumps(answer['content'], ensure_ascii=False)}"
+        if answer["role"] == "tool"
+        else f"{user}{answer['content'].strip()}"
+        for answer in answers
+    ]
+    return f"<|eot_id|>{'<|eot_id|>'.join(said)}<|eot_id|>{assistant}"
+
+
 def deepseek(answers: list[Message]) -> str:
-    return f"<｜end▁of▁sentence｜><｜User｜>{joined(answers)}<｜Assistant｜>"
+    if answers[0]["role"] == "user":
+        return f"<｜end▁of▁sentence｜><｜User｜>{answers[0]['content']}<｜Assistant｜>"
+    said = "\n".join(f"<｜tool▁output▁begin｜>{answer['content']}<｜tool▁output▁end｜>" for answer in answers)
+    return f"<｜end▁of▁sentence｜><｜tool▁outputs▁begin｜>{said}<｜tool▁outputs▁end｜>"
 
 
 FAMILIES = [
     Family("qwen3", JsonForm, qwen),
     Family("llama3_1", PromptForm, llama),
-    Family("deepseek_v3", PromptForm, deepseek),
+    Family("llama3_1", LlamaForm, llama_native, LLAMA_TOOLS),
+    Family("deepseek_v3", DeepSeekForm, deepseek),
 ]
-families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family.name}-{family.form.__name__}")
 
 
 @dataclass
@@ -152,7 +188,7 @@ class Player:
     def sample(self, turn: Turn) -> Completion:
         tokenizer, form = self.family.tokenizer, self.dialogue.form
         call = form.render("terminal", {"command": turn.said})
-        bad = MALFORMED["json" if self.family.form is JsonForm else "prompt"]
+        bad = MALFORMED[self.family.form]
         said = {
             "call": f"{turn.said[:5]}\n{call}",
             "two calls": f"{call}\n{call}",

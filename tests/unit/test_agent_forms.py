@@ -10,7 +10,7 @@ from openhands.sdk.llm.mixins.fn_call_converter import (
 
 from qwen3 import small_tokenizer
 from skyrl_stack.agent.calls import Call, MalformedCall
-from skyrl_stack.agent.forms import FunctionForm, JsonForm, PromptForm, form_of
+from skyrl_stack.agent.forms import CallForm, DeepSeekForm, FunctionForm, JsonForm, LlamaForm, PromptForm, form_of
 
 EDIT = {
     "type": "function",
@@ -109,3 +109,36 @@ def test_all_that_follows_a_turn_is_one_message_of_the_user() -> None:
     told = [{"role": "user", "content": "go on"}]
     (joined,) = prompt_form().answers(results + told)
     assert joined["content"] == "EXECUTION RESULT of [edit]:\none\n\nEXECUTION RESULT of [edit]:\ntwo\n\ngo on"
+
+
+@pytest.mark.parametrize("form", [JsonForm(), LlamaForm(), DeepSeekForm()], ids=lambda form: type(form).__name__)
+def test_native_calls_are_read_as_they_are_written(form: CallForm) -> None:
+    first, second = {"path": 'a "b"\n```json {"name": 1}'}, {"line": 2, "lines": [], "quick": None}
+    text = f"I look.\n{form.render('edit', first)}\n{form.render('view', second)}"
+    turn = form.parse(f"<think>\nhm\n</think>\n\n{text}")
+    assert (turn.reasoning, turn.content) == ("hm", "I look.")
+    assert turn.calls == (Call("edit", first), Call("view", second))
+    assert form.parse("I am done; x = {1: 2}").calls == ()
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "reason"),
+    [
+        (LlamaForm(), '{"name": "edit", "arguments": {}}', "write {"),
+        (LlamaForm(), '{"name": "edit", "parameters": {}}; {"name": ', "not valid JSON"),
+        (LlamaForm(), '{"name": "edit", "parameters": {}} and so on', "not valid JSON"),
+        (DeepSeekForm(), "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>", "write <"),
+        (DeepSeekForm(), DeepSeekForm().render("edit", {}).removesuffix("<｜tool▁calls▁end｜>"), "write <"),
+        (DeepSeekForm(), DeepSeekForm().render("edit", {}).replace("{}", "[]"), "no JSON object"),
+        (DeepSeekForm(), DeepSeekForm().render("edit", {}).replace("```<", "<"), "is missing"),
+    ],
+)
+def test_native_calls_that_cannot_be_read_are_refused(form: CallForm, text: str, reason: str) -> None:
+    with pytest.raises(MalformedCall, match=reason):
+        form.parse(text)
+
+
+def test_the_system_prompt_of_deepseek_describes_the_tools() -> None:
+    (system, user), tools = DeepSeekForm().opening(OPENING, [EDIT])
+    assert (user, tools) == (OPENING[1], None)
+    assert system["content"].startswith("Fix it.\n\n## Tools") and '"Edit a file."' in system["content"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _OPEN = re.compile(r"<tool_call>\s*")
-_CALL_START = re.compile(r"<tool_call>|<function=")
+_CALL_START = re.compile(r"<tool_call>|<function=|<｜tool▁calls▁begin｜>")
 _CLOSE = re.compile(r"\s*</tool_call>")
 
 
@@ -65,16 +65,26 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return (text.strip().removeprefix("<think>").strip(), "") if opened else ("", text)
 
 
-def _read_call(text: str, position: int) -> tuple[Call, int]:
-    """The call whose JSON starts at `position`, and where its closing tag ends."""
+def read_json(text: str, position: int) -> tuple[Any, int]:
+    """The JSON value that starts at `position`, and where it ends.
+
+    Raises:
+        MalformedCall: there is none, or one that OpenHands would fail on.
+    """
     try:
-        call, end = json.JSONDecoder().raw_decode(text, position)
-        json.dumps(call, ensure_ascii=False).encode()
+        value, end = json.JSONDecoder().raw_decode(text, position)
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         # Also an integer of more than 4,300 digits, deep nesting, and half of a surrogate pair, written as \ud800:
         # JSON allows each, and OpenHands would fail on it.
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "a value is out of bounds"
         raise MalformedCall(f"Malformed tool call: not valid JSON: {reason}") from error
+    return value, end
+
+
+def _read_call(text: str, position: int) -> tuple[Call, int]:
+    """The call whose JSON starts at `position`, and where its closing tag ends."""
+    call, end = read_json(text, position)
     closed = _CLOSE.match(text, end)
     if not closed:
         raise MalformedCall("Malformed tool call: </tool_call> is missing")

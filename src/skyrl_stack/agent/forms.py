@@ -4,14 +4,17 @@ from typing import Any, Literal, Protocol
 
 from skyrl_stack.agent.calls import Turn, parse_turn, render_call
 from skyrl_stack.agent.functions import parse_functions, render_function, tools_prompt
+from skyrl_stack.agent.native import describe_marked, parse_llama, parse_marked, render_llama, render_marked
 from skyrl_stack.agent.tokens import Message, Tokenizer, Tool
 
-FormName = Literal["json", "function", "prompt"]
+FormName = Literal["json", "function", "deepseek", "llama", "prompt"]
 
 _PROBE: Tool = {
     "type": "function",
     "function": {"name": "probe_tool", "description": "x", "parameters": {"type": "object", "properties": {}}},
 }
+_QUESTION: Message = {"role": "user", "content": "?"}
+_ANSWERED: list[Message] = [{"role": "assistant", "content": "x"}, {"role": "tool", "content": "y"}]
 
 
 class CallForm(Protocol):
@@ -71,16 +74,35 @@ class FunctionForm(JsonForm):
         return f"<tool_call>\n{render_function(name, arguments)}\n</tool_call>"
 
 
+class LlamaForm(JsonForm):
+    """Native calls of Llama 3.1 and later: a turn of bare JSON, `{"name": …, "parameters": …}`."""
+
+    def parse(self, text: str) -> Turn:
+        return parse_llama(text)
+
+    def render(self, name: str, arguments: dict[str, Any]) -> str:
+        return render_llama(name, arguments)
+
+
+class DeepSeekForm(JsonForm):
+    """Native calls of DeepSeek-V3, whose template knows calls and answers; the system prompt describes the tools."""
+
+    def opening(self, messages: list[Message], tools: list[Tool]) -> tuple[list[Message], list[Tool] | None]:
+        return (_with_system(messages, describe_marked(tools)) if tools else messages), None
+
+    def parse(self, text: str) -> Turn:
+        return parse_marked(text)
+
+    def render(self, name: str, arguments: dict[str, Any]) -> str:
+        return render_marked(name, arguments)
+
+
 class PromptForm(FunctionForm):
     """Any model: the system prompt describes the tools, `<function=…>` calls them, the user's turn answers."""
 
     def opening(self, messages: list[Message], tools: list[Tool]) -> tuple[list[Message], list[Tool] | None]:
         self._tools = tools or self._tools
-        messages = self.answers(messages)
-        if messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": ""}, *messages]
-        system = messages[0]["content"] + (tools_prompt(self._tools) if self._tools else "")
-        return [{"role": "system", "content": system}, *messages[1:]], None
+        return _with_system(self.answers(messages), tools_prompt(self._tools) if self._tools else ""), None
 
     def answers(self, messages: list[Message]) -> list[Message]:
         """One message of the user for all that follows a turn: many templates refuse two in a row."""
@@ -102,14 +124,35 @@ class PromptForm(FunctionForm):
 def form_of(tokenizer: Tokenizer, wanted: FormName | Literal["auto"] = "auto") -> CallForm:
     """The form that is `wanted`; `auto` is the chat template's own where it is known here, else the prompt's."""
     name = _detected(tokenizer) if wanted == "auto" else wanted
-    forms: dict[FormName, type[JsonForm]] = {"json": JsonForm, "function": FunctionForm, "prompt": PromptForm}
+    forms: dict[FormName, type[JsonForm]] = {
+        "json": JsonForm,
+        "function": FunctionForm,
+        "deepseek": DeepSeekForm,
+        "llama": LlamaForm,
+        "prompt": PromptForm,
+    }
     return forms[name]()
 
 
+def _with_system(messages: list[Message], words: str) -> list[Message]:
+    """`messages` with `words` at the end of their system prompt."""
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    return [{"role": "system", "content": messages[0]["content"] + words}, *messages[1:]]
+
+
 def _detected(tokenizer: Tokenizer) -> FormName:
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "?"}], tools=[_PROBE], add_generation_prompt=True, tokenize=False
-    )
-    if "probe_tool" not in text or "<tool_call>" not in text:
+    text = _shown(tokenizer, [_QUESTION], [_PROBE])
+    if "<｜Assistant｜>" in text and "<｜tool▁output▁begin｜>" in _shown(tokenizer, [_QUESTION, *_ANSWERED], None):
+        return "deepseek"
+    if "probe_tool" not in text:
+        return "prompt"
+    if '"parameters": dictionary of argument name' in text:
+        return "llama"
+    if "<tool_call>" not in text:
         return "prompt"
     return "function" if "<function=" in text else "json"
+
+
+def _shown(tokenizer: Tokenizer, messages: list[Message], tools: list[Tool] | None) -> str:
+    return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
