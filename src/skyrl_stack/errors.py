@@ -8,6 +8,7 @@
     ├── SlurmRefused                 Slurm answered no; says what it said
     ├── PeerLost                     the other role stopped, died or fell silent
     ├── NodeLost                     another node of the trainer's own is gone, and Ray there
+    ├── ToolFailed                   a tool of the agent cannot run, whatever the policy says
     ├── TrainingStopped              training cannot go on: too many failures in a row, or verl failed
     ├── SandboxExpired               a sandbox used up its wall time: the policy's doing, an outcome
     └── InfrastructureError          an episode died of something the policy did not do
@@ -58,6 +59,10 @@ class NodeLost(StackError):
     """Another node of the trainer's own is gone, or Ray there. What was saved is good, and may be gone on with."""
 
 
+class ToolFailed(StackError):
+    """A tool of the agent cannot run: a defect, that no episode should learn to live with."""
+
+
 class TrainingStopped(StackError):
     """Training cannot go on."""
 
@@ -91,11 +96,11 @@ class GradingFailed(InfrastructureError):
 
 
 @contextmanager
-def attribute(to: type[InfrastructureError], what: str) -> Iterator[None]:
+def attribute(to: type[StackError], what: str) -> Iterator[None]:
     """Attribute whatever escapes the block to `to`; errors that are already typed pass through.
 
     Raises:
-        InfrastructureError: of type `to`, naming `what` and the cause.
+        StackError: of type `to`, naming `what` and the cause.
     """
     try:
         yield

@@ -6,53 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attempting import TOKENIZER, Answering, attempted
 
-from qwen3 import small_tokenizer
-from skyrl_stack.agent.attempt import Attempt, attempt
+from skyrl_stack.agent.attempt import attempt
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent_section import AgentSection
-from skyrl_stack.errors import ProfileError, SandboxLost
+from skyrl_stack.errors import ProfileError, SandboxLost, ToolFailed
 from skyrl_stack.sandbox.contract import CommandResult, Excess
 
-TOKENIZER = small_tokenizer()
 FINISH = render_call("finish", message="done")
 LOOK = render_call("terminal", command="ls")
 THINK = render_call("think", thought="hm")
-
-
-class Answering:
-    """A sandbox at the border of this test: each command prints the next of `words`, or raises it."""
-
-    id = "answering"
-
-    def __init__(self, *words: str | CommandResult | Exception) -> None:
-        self.words = list(words)
-        self.commands: list[str] = []
-
-    async def run(self, command: str, **_: Any) -> CommandResult:
-        self.commands.append(command)
-        word = self.words.pop(0) if self.words else "nothing more"
-        if isinstance(word, Exception):
-            raise word
-        return word if isinstance(word, CommandResult) else CommandResult(exit_code=0, stdout=word, stderr="")
-
-
-def attempted(script: list[str], *, sandbox: Any = None, context_tokens: int = 50_000, **agent: Any) -> Attempt:
-    limits = AgentSection.model_validate({"tell_at": (), "tools": ("terminal", "think", "finish")} | agent)
-    policy = ScriptedPolicy(script, TOKENIZER)
-    return asyncio.run(
-        attempt(
-            "f() is wrong",
-            sandbox=sandbox or Answering(),
-            workdir="/testbed",
-            policy=policy,
-            tokenizer=TOKENIZER,
-            limits=limits,
-            context_tokens=context_tokens,
-        )
-    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +128,7 @@ def test_a_condensed_history_begins_a_new_trajectory() -> None:
 
 PLUGIN = """
 from openhands.sdk import Agent
-from openhands.sdk.tool import register_tool
+from openhands.sdk.tool import ToolExecutor, register_tool
 from openhands.sdk.tool.builtins.think import ThinkTool
 
 class MyAgent(Agent):
@@ -172,6 +138,36 @@ class DoubtTool(ThinkTool):
     name = "doubt"
 
 register_tool("doubt", DoubtTool)
+
+class Broken(ToolExecutor):
+    def __call__(self, action, conversation=None):
+        match action.thought:
+            case "import":
+                from openhands.sdk.tool.builtins import CmdRunAction
+            case "attribute":
+                conversation.workspace.execute(action)
+            case "value":
+                raise ValueError("ask for something else")
+            case "answer":
+                return {"nothing": "of an observation"}
+
+class BrokenTool(ThinkTool):
+    name = "broken"
+
+    @classmethod
+    def create(cls, conv_state=None, **params):
+        (tool,) = super().create(conv_state, **params)
+        return [tool.set_executor(Broken())]
+
+class UnmadeTool(ThinkTool):
+    name = "unmade"
+
+    @classmethod
+    def create(cls, conv_state=None, **params):
+        from openhands.sdk.tool.builtins import FileEditAction
+
+register_tool("broken", BrokenTool)
+register_tool("unmade", UnmadeTool)
 """
 
 
@@ -196,6 +192,38 @@ def test_agent_tools_and_prompts_are_the_profiles(plugin: SimpleNamespace) -> No
     prompt = TOKENIZER.decode(done.trajectories[0].prompt_ids)
     assert "Be bold in /testbed." in prompt and "Please: f() is wrong<" in prompt
     assert '"name": "doubt"' in prompt and '"name": "terminal"' not in prompt
+
+
+@pytest.mark.parametrize(
+    ("thought", "cause"),
+    [
+        ("import", "tool broken: ImportError: cannot import name 'CmdRunAction'"),
+        ("attribute", "tool broken: AttributeError: .*execute"),
+        ("answer", "tool broken: ValidationError: "),
+    ],
+)
+def test_a_tool_that_cannot_run_is_the_failure_of_the_run(plugin: SimpleNamespace, thought: str, cause: str) -> None:
+    plugin.tools = ("broken", "finish")
+    with pytest.raises(ToolFailed, match=cause):
+        attempted([render_call("broken", thought=thought), FINISH], **vars(plugin))
+
+
+def test_a_tool_that_cannot_be_made_is_the_failure_of_the_run(plugin: SimpleNamespace) -> None:
+    plugin.tools = ("unmade", "finish")
+    with pytest.raises(ToolFailed, match=r"cannot be made: ImportError: .*FileEditAction"):
+        attempted([FINISH], **vars(plugin))
+
+
+def test_a_defect_of_our_own_tools_is_too() -> None:
+    with pytest.raises(ToolFailed, match="SandboxTerminalAction: KeyError: 'x'"):
+        attempted([LOOK, FINISH], sandbox=Answering(KeyError("x")))
+
+
+def test_what_a_tool_refuses_by_a_value_error_is_told_to_the_policy(plugin: SimpleNamespace) -> None:
+    plugin.tools = ("broken", "finish")
+    done = attempted([render_call("broken", thought="value"), FINISH], **vars(plugin))
+    assert done.ending.outcome is Outcome.FINISHED
+    assert "ask for something else" in TOKENIZER.decode(done.trajectories[0].response_ids)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from openhands.sdk.event.conversation_error import ConversationErrorEvent
 from openhands.sdk.llm import content_to_str
 
 from skyrl_stack.agent.bridge import Bridge
-from skyrl_stack.agent.codeact import converse
+from skyrl_stack.agent.codeact import SealedConversation, converse
 from skyrl_stack.agent.events import Event, told
 from skyrl_stack.agent.llm import TokenLLM
 from skyrl_stack.agent.outcome import Ending, Outcome, of_error, of_plain_text
@@ -20,6 +20,7 @@ from skyrl_stack.agent.policy import Policy
 from skyrl_stack.agent.prompt import task_prompt
 from skyrl_stack.agent.tokens import Tokenizer, Trajectory
 from skyrl_stack.agent.tools.finish import BriefFinishTool
+from skyrl_stack.agent.turns import TURNS
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
 from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.errors import InfrastructureError
@@ -58,38 +59,49 @@ async def attempt(
 
     Raises:
         ProfileError: the profile names an agent, a tool or a prompt that cannot be had.
+        ToolFailed: a tool cannot be made, or cannot run.
     """
-    loop = asyncio.get_running_loop()
-    bridge = Bridge(loop, timeout_s=limits.episode_timeout_s)
-    llm = TokenLLM.over(policy, tokenizer=tokenizer, context_tokens=context_tokens, bridge=bridge, limits=limits)
-    workspace = LocalWorkspaceAdapter.over(sandbox, bridge=bridge, limits=limits)
-    events: list[Event] = []
+    bridge = Bridge(asyncio.get_running_loop(), timeout_s=limits.episode_timeout_s)
 
-    def talk() -> Ending | BaseException:
-        conversation = converse(llm, workspace=workspace, workdir=workdir)
-        try:
-            conversation.send_message(task_prompt(problem_statement, workdir=workdir, template=limits.task_prompt))
-            conversation.run()
-            return bridge.ending or _ending(conversation.state)
-        except ConversationRunError as error:
-            return bridge.ending or error.original_exception
-        finally:
-            events.extend(told(conversation.state.events))
-            conversation.close()
+    def talk() -> Attempt:
+        with TURNS.taken():
+            llm = TokenLLM.over(
+                policy, tokenizer=tokenizer, context_tokens=context_tokens, bridge=bridge, limits=limits
+            )
+            workspace = LocalWorkspaceAdapter.over(sandbox, bridge=bridge, limits=limits)
+            conversation = converse(llm, workspace=workspace, workdir=workdir)
+            first = task_prompt(problem_statement, workdir=workdir, template=limits.task_prompt)
+            ending = _held(conversation, first, bridge)
+            return _summed_up(ending, conversation.state, llm, bridge)
 
-    ending = await _in_own_thread(talk, bridge)
+    return await _in_own_thread(talk, bridge)
+
+
+def _held(conversation: SealedConversation, first: str, bridge: Bridge) -> Ending | BaseException:
+    """How the conversation ended, once it has."""
+    try:
+        conversation.send_message(first)
+        conversation.run()
+        return bridge.ending or _ending(conversation.state)
+    except ConversationRunError as error:
+        return bridge.ending or error.original_exception
+    finally:
+        conversation.close()
+
+
+def _summed_up(ending: Ending | BaseException, state: ConversationState, llm: TokenLLM, bridge: Bridge) -> Attempt:
     error = ending if isinstance(ending, InfrastructureError) else None
     if isinstance(ending, BaseException):
         lost = of_error(ending)
         if lost is None:
             raise ending
         ending = lost
-    seconds = bridge.seconds
-    trajectories = llm.dialogue.trajectories()
+    seconds, trajectories = bridge.seconds, llm.dialogue.trajectories()
+    events = list(told(state.events))
     return Attempt(ending, error, trajectories, events, llm.turns, seconds["model"], seconds["tools"])
 
 
-async def _in_own_thread(talk: Callable[[], Ending | BaseException], bridge: Bridge) -> Ending | BaseException:
+async def _in_own_thread(talk: Callable[[], Attempt], bridge: Bridge) -> Attempt:
     """Run `talk` in a new thread. When this task is cancelled the bridge shuts, and the thread with it."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="conversation")
     thread = asyncio.get_running_loop().run_in_executor(pool, talk)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from typing import Any, Literal
 
 from skyrl_stack.agent.outcome import Ending, Outcome
+from skyrl_stack.agent.turns import TURNS
 
 Stage = Literal["model", "tools"]
 
@@ -44,8 +45,9 @@ class Bridge:
         """
         future = self._submit(work)
         started = time.monotonic()
-        done, _ = wait([future], timeout=max(0.0, self._deadline - started))
-        self.seconds[stage] += time.monotonic() - started
+        with TURNS.given_up():
+            done, _ = wait([future], timeout=max(0.0, self._deadline - started))
+            self.seconds[stage] += time.monotonic() - started
         self._running.discard(future)
         if not done:
             future.cancel()

@@ -15,7 +15,9 @@ from skyrl_stack.agent.llm import TokenLLM
 from skyrl_stack.agent.openhands_env import state_directory
 from skyrl_stack.agent.prompt import system_prompt
 from skyrl_stack.agent.registry import agent_class, known_tools
+from skyrl_stack.agent.tools.sound import SoundExecutor
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
+from skyrl_stack.errors import ToolFailed, attribute
 
 
 class OHCodeActAgent(Agent):
@@ -37,14 +39,32 @@ class SealedConversation(LocalConversation):
     """A LocalConversation that takes nothing from this host.
 
     The SDK adds the plugins, hooks and agents that it finds in the user's home to every conversation; hooks are
-    commands that run here. Both methods are private to the pinned SDK, which has no option to turn them off.
+    commands that run here. These methods are private to the pinned SDK, which has no option for it.
     """
+
+    def __init__(self, *, workspace: LocalWorkspaceAdapter, **options: Any) -> None:
+        super().__init__(workspace=workspace, **options)
+        self._bridge = workspace.bridge
 
     def _ensure_plugins_loaded(self) -> None:
         self._plugins_loaded = True
 
     def _register_file_based_agents(self) -> None:
         pass
+
+    def _ensure_agent_ready(self) -> None:
+        """Make the agent's tools, as ones of which a failure ends the episode.
+
+        Raises:
+            ToolFailed: one cannot be made.
+        """
+        if self._agent_ready:
+            return
+        with attribute(ToolFailed, "the tools of the agent cannot be made"):
+            super()._ensure_agent_ready()
+        tools = self.agent.tools_map
+        sound = {name: tool.set_executor(SoundExecutor(tool, self._bridge)) for name, tool in tools.items()}
+        object.__setattr__(self.agent, "_tools", sound)  # as the SDK does: its agents are frozen
 
 
 def converse(llm: TokenLLM, *, workspace: LocalWorkspaceAdapter, workdir: str) -> SealedConversation:

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from skyrl_stack.sandbox.storage import PREFIX, Owner
+
 _VARIABLES = {
     # Without it litellm fetches its price list at import, and on a machine without a network fails at random.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -27,13 +29,18 @@ def prepare() -> None:
     """
     os.environ.update(_VARIABLES)
     logging.getLogger("openhands").setLevel(logging.CRITICAL)
-    directory = Path(tempfile.gettempdir()) / f"skyrl-stack-openhands-{os.getpid()}-{secrets.token_hex(4)}"
+    directory = Path(tempfile.gettempdir()) / f"{PREFIX}openhands-{os.getpid()}-{secrets.token_hex(4)}"
     os.environ["OH_PERSISTENCE_DIR"] = str(directory)
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
 
 
 def state_directory() -> Path:
-    """OpenHands' local state: an empty private directory of this process, made on first use."""
+    """OpenHands' local state: a private directory of this process, made on first use and removed at its end.
+
+    After a crash `skyrl-stack sweep` removes it, by the owner that it names.
+    """
     directory = Path(os.environ["OH_PERSISTENCE_DIR"])
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not directory.is_dir():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "owner.json").write_text(Owner.this_process("of an agent").model_dump_json())
     return directory

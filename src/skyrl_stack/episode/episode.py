@@ -41,6 +41,7 @@ async def run_episode(
 
     Raises:
         InfrastructureError: the episode died of something that the policy did not do. It has no reward.
+        ToolFailed, ProfileError: no episode can be played so: a tool cannot run, or what is named is not there.
     """
     notes = Notes(task, step=step, repetition=repetition)
     try:
@@ -59,8 +60,15 @@ async def run_episode(
             notes.add_missing(outcome=lost.outcome, detail=lost.detail)
         raise
     finally:
-        publish(directory.episode_file(notes.id), notes.episode())
-    return notes.episode()
+        writing = asyncio.ensure_future(asyncio.to_thread(_write, notes, directory))  # and flushing it takes its time
+        await asyncio.shield(writing)
+    return writing.result()
+
+
+def _write(notes: Notes, directory: RunDirectory) -> Episode:
+    episode = notes.episode()
+    publish(directory.episode_file(notes.id), episode)
+    return episode
 
 
 async def _attempt(

@@ -4,6 +4,8 @@ An infrastructure failure is raised, so verl gets no sample from it (see `groups
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.episode.record import Episode
-from skyrl_stack.errors import ModelUnavailable, attribute
+from skyrl_stack.errors import ModelUnavailable, ProfileError, ToolFailed, attribute
 from skyrl_stack.profile import Profile
+from skyrl_stack.records import Failure, publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.dispatch import Runtimes
 from skyrl_stack.tasks.task import Task, read_tasks
@@ -28,7 +31,7 @@ class Masked(Exception):
 
 
 class Surroundings:
-    """What all episodes of one process share."""
+    """What all episodes of one process share. Made in a thread: its files may be large, and far away."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
@@ -38,10 +41,14 @@ class Surroundings:
         self.sandboxes = Runtimes(directory)
 
 
-@cache
-def surroundings(run_directory: str) -> Surroundings:
+async def surroundings(run_directory: str) -> Surroundings:
     """Those of this process; verl makes a new loop for each episode."""
-    return Surroundings(RunDirectory.open(Path(run_directory)))
+    return await asyncio.shield(_surroundings(run_directory))
+
+
+@cache
+def _surroundings(run_directory: str) -> asyncio.Task[Surroundings]:
+    return asyncio.create_task(asyncio.to_thread(lambda: Surroundings(RunDirectory.open(Path(run_directory)))))
 
 
 class RolloutPolicy:
@@ -83,8 +90,9 @@ class EpisodeLoop(AgentLoopBase):
         Raises:
             InfrastructureError: there is no sample.
             Masked: the profile takes none from this outcome.
+            ToolFailed, ProfileError: no episode can be played so; the run is told to stop.
         """
-        shared = surroundings(self.run_directory)
+        shared = await surroundings(self.run_directory)
         tokenizer: Any = self.tokenizer  # verl's annotation names the factory, not what it makes
         policy = RolloutPolicy(
             self.server_manager,
@@ -93,17 +101,33 @@ class EpisodeLoop(AgentLoopBase):
             end_of_turn=tokenizer.eos_token_id,
         )
         async with shared.places:
-            episode = await run_episode(
-                shared.tasks[row["instance_id"]],
-                policy=policy,
-                tokenizer=tokenizer,
-                sandboxes=shared.sandboxes,
-                profile=shared.profile,
-                directory=shared.directory,
-                step=int(row["global_steps"]),
-                repetition=int(row["session_id"]),
-            )
+            with stopping_the_run(shared.directory):
+                episode = await run_episode(
+                    shared.tasks[row["instance_id"]],
+                    policy=policy,
+                    tokenizer=tokenizer,
+                    sandboxes=shared.sandboxes,
+                    profile=shared.profile,
+                    directory=shared.directory,
+                    step=int(row["global_steps"]),
+                    repetition=int(row["session_id"]),
+                )
         return to_outputs(episode, policy.versions)
+
+
+@contextmanager
+def stopping_the_run(directory: RunDirectory) -> Iterator[None]:
+    """What no other episode would fare better with is the failure of the run, which `groups.py` sees.
+
+    For verl it is one failed episode among others, to be replaced.
+    """
+    try:
+        yield
+    except (ToolFailed, ProfileError) as error:
+        if directory.failure() is None:
+            failure = Failure(launch_id=directory.launch().launch_id, role="trainer", cause=str(error))
+            publish(directory.failure_file, failure)
+        raise
 
 
 def to_outputs(episode: Episode, versions: list[int]) -> list[AgentLoopOutput]:

@@ -7,7 +7,8 @@ An episode that raised leaves no trajectory, so it can be neither rewarded nor a
                                       and verl would take the one reward as an advantage as it stands
 
 and `trainer.max_consecutive_failures` episodes lost in a row stop the run, so that a dead server cannot
-refill for ever. An episode that the profile masks leaves no trajectory either, but is not lost.
+refill for ever. An episode that the profile masks leaves no trajectory either, but is not lost. One that died of
+what is no infrastructure, as a tool that cannot run, has left the run's failure behind, and stops it at once.
 """
 
 from collections import Counter
@@ -51,11 +52,13 @@ class GroupBuffer(ReplayBuffer):
         """Ended groups with nothing to compare.
 
         Raises:
-            TrainingStopped: too many episodes were lost in a row.
+            TrainingStopped: too many episodes were lost in a row, or one said that no other would fare better.
         """
         sessions = {tuple(key.split("_")[:2]) for key in self.partitions["train"]}  # of one or more trajectories each
         kept = Counter(group for group, _ in sessions)
         ended = self.finished_keys["train"] | self.failure_keys["train"]
+        if self.failure_keys["train"] - self._counted and (failure := self.directory.failure()):
+            raise TrainingStopped(failure.cause)
         for group in ended - self._counted:
             self.lost_in_a_row = 0 if kept[group] else self.lost_in_a_row + self.trainer.rollouts_per_task
         self._counted = ended

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from openhands.sdk.tool import Action, Observation, ToolDefinition, ToolExecutor
 
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
+from skyrl_stack.errors import ToolFailed, attribute
 
 if TYPE_CHECKING:
     from openhands.sdk.conversation.impl.local_conversation import LocalConversation
@@ -37,8 +38,15 @@ class SandboxExecutor[A: Action, O: Observation](ToolExecutor[A, O]):
         self._limits = state.workspace.limits
 
     def __call__(self, action: A, conversation: "LocalConversation | None" = None) -> O:
-        return self._bridge.call("tools", self.act(action))
+        return self._bridge.call("tools", self._act(action))
+
+    async def _act(self, action: A) -> O:
+        with attribute(ToolFailed, type(action).__name__):
+            return await self.act(action)
 
     @abstractmethod
     async def act(self, action: A) -> O:
-        """Do it, on the event loop. What the policy got wrong is an observation with `is_error`, not an exception."""
+        """Do it, on the event loop. What the policy got wrong is an observation with `is_error`.
+
+        Any exception is a failure of the tool itself: an `InfrastructureError`, or else it becomes a `ToolFailed`.
+        """
