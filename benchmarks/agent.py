@@ -1,6 +1,8 @@
 """What the agent costs: our CPU per step beside the bare SDK's, 256 episodes at once, memory over a thousand.
 
-    .venv/bin/python benchmarks/agent.py [--steps 30] [--rounds 5] [--concurrent 256] [--episodes 1000]
+    .venv/bin/python benchmarks/agent.py [--steps 30] [--rounds 5] [--concurrent 256] [--processes 4] [--episodes 1000]
+
+A part is left out with 0.
 
 Both sides play the same script with the same answers of 2 kB: the bare SDK with a stub model and a stub tool in its own
 LocalConversation, ours with a stub policy and a stub sandbox, and Qwen3's real tokenizer and template.
@@ -15,6 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -178,16 +183,42 @@ async def lag(longest: list[float]) -> None:
         longest[0] = max(longest[0], time.monotonic() - before - 0.01)
 
 
-async def at_once(tokenizer: Any, count: int, steps: int, latency_s: float) -> None:
+@dataclass(frozen=True)
+class Load:
+    """What one process did with its share of the episodes."""
+
+    wall_s: float
+    cpu_s: float
+    longest_lag_s: float
+
+
+async def at_once(tokenizer: Any, count: int, steps: int, latency_s: float) -> Load:
     script, longest = turns(tokenizer, steps), [0.0]
     watch = asyncio.create_task(lag(longest))
     wall, cpu = time.monotonic(), time.process_time()
     await asyncio.gather(*(ours(tokenizer, script, latency_s) for _ in range(count)))
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     watch.cancel()
-    each = cpu / count / steps * 1000
-    print(f"{count} episodes at once, {steps} steps, {latency_s:g} s of model each: {wall:.1f} s wall,", end=" ")
-    print(f"{each:.1f} ms CPU/step, {count * steps / wall:.0f} steps/s, longest loop lag {longest[0] * 1000:.0f} ms")
+    return Load(wall, cpu, longest[0])
+
+
+def share(count: int, steps: int, latency_s: float) -> Load:
+    """One process's, after it has imported and tried out everything."""
+    tokenizer = real_tokenizer("qwen3")
+    asyncio.run(at_once(tokenizer, 1, 2, 0.0))
+    return asyncio.run(at_once(tokenizer, count, steps, latency_s))
+
+
+def sharded(count: int, processes: int, steps: int, latency_s: float) -> None:
+    """As verl's agent loop workers: `trainer/ranks.py` gives each process 64 episodes."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        shares = [pool.submit(share, count // processes, steps, latency_s) for _ in range(processes)]
+        loads = [each.result() for each in shares]
+    wall, cpu = max(load.wall_s for load in loads), sum(load.cpu_s for load in loads)
+    lags = ", ".join(f"{load.longest_lag_s * 1000:.0f}" for load in loads)
+    print(f"{count} episodes at once in {processes} processes, {steps} steps, {latency_s:g} s of model each:", end=" ")
+    print(f"{wall:.1f} s wall, {cpu / count / steps * 1000:.1f} ms CPU/step,", end=" ")
+    print(f"{count * steps / wall:.0f} steps/s, longest loop lag {lags} ms", flush=True)
 
 
 async def one_after_another(tokenizer: Any, count: int, steps: int, side_by_side: int = 8) -> None:
@@ -209,9 +240,14 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrent", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=1000)
     options = parser.parse_args()
     qwen = real_tokenizer("qwen3")
-    side_by_side(qwen, options.steps, options.rounds)
-    asyncio.run(at_once(qwen, options.concurrent, 10, 0.5))
-    asyncio.run(one_after_another(qwen, options.episodes, 5))
+    if options.rounds:
+        side_by_side(qwen, options.steps, options.rounds)
+    if options.concurrent:
+        for number in {1, options.processes}:
+            sharded(options.concurrent, number, 10, 0.5)
+    if options.episodes:
+        asyncio.run(one_after_another(qwen, options.episodes, 5))
