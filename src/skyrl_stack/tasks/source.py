@@ -64,7 +64,7 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, Row]]:
     except ImportError as error:
         raise SetupError(f"{file}: reading it needs pyarrow: run `make setup`") from error
     try:
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file, pre_buffer=False)  # else all that was read stays in memory
     except (OSError, pyarrow.ArrowException) as error:
         raise TaskError(f"{file}: not a parquet file: {error}") from error
     columns = [name for name in table.schema_arrow.names if name not in BULK]
