@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(180)]
 EXAMPLES = 12
 "Of each operation."
 HANG_S = 20
-COMMAND_S = 0.5
+COMMAND_S = 2.0
 "What a made-up command may take at most."
 
 

@@ -53,7 +53,7 @@ def _manifests(registry: Registry, reference: Reference, store: SiteStore) -> li
 
 
 def _require_room(reference: Reference, store: SiteStore, lacking: list[Descriptor]) -> None:
-    needed, free = sum(blob.size for blob in lacking), store.usage().free
+    needed, free = sum(blob.size for blob in lacking), store.free()
     if needed > free:
         raise SetupError(
             f"cannot pull {reference}: it needs {needed / 1e6:.0f} MB of {store.path}, where {free / 1e6:.0f} MB are "
@@ -72,11 +72,12 @@ def _fetch(registry: Registry, reference: Reference, blob: Descriptor, store: Si
             return
         try:
             _download(registry, reference, blob, claim, say)
+            claim.draft.replace(target)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 shutil.rmtree(place, ignore_errors=True)  # it would keep others from writing, too
-            raise
-        claim.draft.replace(target)
+            if not store.has_blob(blob):  # by somebody who took this owner for dead
+                raise
 
 
 def _download(registry: Registry, reference: Reference, blob: Descriptor, claim: Claim, say: Say) -> None:

@@ -127,10 +127,13 @@ class SiteStore:
                 folder.rmdir()
         return count, size
 
+    def free(self) -> int:
+        """Bytes that its file system has left for this user."""
+        return shutil.disk_usage(_existing(self.path)).free
+
     def usage(self) -> Usage:
         sizes = [path.stat().st_size for path in _files(self._blobs)]
-        state = os.statvfs(_existing(self.path))
-        return Usage(len(sizes), sum(sizes), state.f_bavail * state.f_frsize, state.f_favail)
+        return Usage(len(sizes), sum(sizes), self.free(), os.statvfs(_existing(self.path)).f_favail)
 
     def _read(self, folder: Path) -> StoredImage | None:
         try:

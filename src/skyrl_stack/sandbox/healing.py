@@ -46,7 +46,7 @@ def _layers(path: Path) -> Iterator[str]:
         if not file.exists():
             continue
         try:
-            entries = [str(entry["id"]) for entry in json.loads(file.read_bytes() or b"?")]
+            entries = [str(entry["id"]) for entry in json.loads(file.read_bytes()) or ()]
         except (ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{name} cannot be read") from error
         if "layers" in file.name:
