@@ -24,6 +24,7 @@ SITE_VARIABLE = "SKYRL_SITE"
 
 Strategy = Literal["line", "call", "branch", "block", "pair"]
 Help = Literal["place", "tests", "symptom"]
+Isolation = Literal["full", "shared-uid", "no-netns"]
 
 
 class RunSection(Section):
@@ -83,6 +84,8 @@ class RuntimeSection(Section):
     wall_s: float | None = Field(default=None, gt=0)
     "Seconds after its start at which a sandbox is removed, whatever runs in it: its episode ends as TimedOut."
     network: Literal["none", "host"] = "none"
+    isolation: Isolation = "shared-uid"
+    "The least that a node may give its sandboxes, see `sandbox/isolation.py`; one that gives less is refused."
     output_limit_kb: int = Field(default=256, ge=4, le=65536)
     "Bytes of one command's stdout and of its stderr that are kept, in KiB."
 

@@ -56,6 +56,8 @@ class Endpoint(Incarnation):
 
     url: str
     token: str = Field(repr=False)
+    isolation: str = ""
+    "Of a runtime: what keeps its sandboxes apart from the node."
 
 
 class Load(Record):

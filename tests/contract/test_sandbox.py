@@ -1,6 +1,7 @@
 """What a sandbox is: one suite for Podman itself and for the client that talks to the server."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -48,7 +49,9 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module", params=["podman", "client→server"])
 async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
     stores = [image_store_path(tests_cache)]
-    async with PodmanSandboxes(secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT) as podman:
+    async with PodmanSandboxes(
+        secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT, isolation="no-netns"
+    ) as podman:
         if request.param == "podman":
             yield Backend(podman, podman, tiny_image)
             return
@@ -362,6 +365,50 @@ async def test_a_path_is_absolute(sandbox: Sandbox, path: str) -> None:
 async def test_a_directory_is_not_overwritten(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="not a regular file"):
         await sandbox.write_file("/tmp", b"")
+
+
+async def test_a_link_leads_nowhere_outside(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Neither to a file of the node, nor by way of one of its directories."""
+    secret = tmp_path / "secret"
+    secret.write_text("the node's")
+    up = "/.." * 20
+    await sandbox.run(f"ln -s {up}{secret} /tmp/file; ln -s {up}{tmp_path} /tmp/directory")
+    paths = ("/tmp/file", "/tmp/directory/secret", f"/tmp{up}{secret}")
+    for path in paths:
+        with pytest.raises(FileMissing):
+            await sandbox.read_file(path)
+    for path in paths:
+        with contextlib.suppress(ValueError):  # refused, or written to the place of that name in the sandbox
+            await sandbox.write_file(path, b"the sandbox's")
+        assert secret.read_text() == "the node's"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["secret"]
+
+
+async def test_modes_do_not_keep_root_out_and_stay_as_they_are(sandbox: Sandbox) -> None:
+    await sandbox.run("mkdir -m 000 /tmp/closed; echo old > /tmp/closed/file; chmod 4000 /tmp/closed/file")
+    assert await sandbox.read_file("/tmp/closed/file") == b"old\n"
+    await sandbox.write_file("/tmp/closed/file", b"new")
+    said = await sandbox.run("cat /tmp/closed/file; stat -c ' %a' /tmp/closed /tmp/closed/file")
+    assert said.stdout.split()[:2] == ["new", "0"]
+
+
+async def test_a_full_file_system_is_a_result(sandbox: Sandbox) -> None:
+    result = await sandbox.run("head -c 1000000000 /dev/zero > /dev/shm/large")
+    assert (result.exit_code, result.excess) == (1, None)
+    assert "No space left" in result.stderr
+    assert (
+        await sandbox.run("rm /dev/shm/large && echo more > /dev/shm/small && cat /dev/shm/small")
+    ).stdout == "more\n"
+
+
+async def test_a_sandbox_cannot_see_or_signal_another(backend: Backend, sandbox: Sandbox) -> None:
+    other = await backend.start()
+    await other.run("sleep 7778 & echo mine > /tmp/mine")
+    assert await running(sandbox, "7778") == 0
+    assert (await sandbox.run("kill -9 -1; ls /tmp/mine")).exit_code != 0
+    assert (await sandbox.run("ls /tmp/mine")).exit_code != 0
+    assert await running(other, "7778") == 1
+    await other.stop()
 
 
 async def test_a_lost_sandbox_is_said_at_once(backend: Backend) -> None:

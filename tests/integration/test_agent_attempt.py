@@ -13,7 +13,7 @@ from skyrl_stack.agent.calls import render_call
 from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent_section import AgentSection
-from skyrl_stack.errors import ProfileError, SandboxLost, ToolFailed
+from skyrl_stack.errors import ProfileError, SandboxExpired, SandboxLost, ToolFailed
 from skyrl_stack.sandbox.contract import CommandResult, Excess
 
 FINISH = render_call("finish", message="done")
@@ -54,6 +54,11 @@ def test_a_lost_sandbox_is_an_outcome_with_all_that_was_said_before() -> None:
     assert isinstance(done.error, SandboxLost)
     assert done.turns == 2
     assert TOKENIZER.decode(done.trajectories[0].response_ids).count("a.py\n[exit code 0]") == 1
+
+
+def test_the_end_of_a_sandboxes_wall_time_is_a_timeout_of_the_policy() -> None:
+    done = attempted([LOOK, LOOK, FINISH], sandbox=Answering("a.py", SandboxExpired("removed")))
+    assert (done.ending.outcome, done.ending.detail, done.error) == (Outcome.TIMED_OUT, "removed", None)
 
 
 @pytest.mark.parametrize("resource", ["memory", "processes", "disk"])

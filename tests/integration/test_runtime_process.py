@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from lanes import sweeping_alone
+from skyrl_stack.launch.runs import look
+from skyrl_stack.launch.status import status_lines
 from skyrl_stack.node import Process
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import Endpoint, Heartbeat, Launch, publish
@@ -20,6 +22,7 @@ from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox import sweep
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.isolation import LADDER
 from skyrl_stack.sandbox.storage import private_root
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
@@ -112,6 +115,12 @@ def test_its_endpoint_is_private_and_its_token_is_nowhere_else(run: Run) -> None
     for pid in run.processes():
         assert token not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert token not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_it_says_which_isolation_its_sandboxes_have(run: Run) -> None:
+    assert run.endpoint.isolation in LADDER
+    assert f"isolation {run.endpoint.isolation}" in run.log()
+    assert f"isolation {run.endpoint.isolation}" in "\n".join(status_lines(look([run.directory])[0]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -120,6 +120,7 @@ class Evaluation:
             image_stores=[image_store_path()],
             run_directory=str(self.directory.path),
             places=at_once,
+            isolation=profile.runtime.isolation,
         )
         async with provider as sandboxes, open_client(endpoint) as http:
             await _Players(self, endpoint, profile, sandboxes, http, say).play(rest, at_once)

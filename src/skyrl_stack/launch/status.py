@@ -119,6 +119,8 @@ def _sign_of_life(run: Run, role: Role, sign: tuple[int, Heartbeat]) -> Iterator
         yield f"{load.alive} of {load.capacity} sandboxes in use{waiting}"
     if endpoint := run.directory.endpoints(role).get(instance):
         yield f"at {endpoint.url}"
+        if endpoint.isolation:
+            yield f"isolation {endpoint.isolation}"
 
 
 def _job_facts(job: Job, now: Callable[[], float] = time.time) -> Iterator[str]:

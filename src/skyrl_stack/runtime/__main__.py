@@ -75,9 +75,11 @@ class Runtime:
             run_directory=str(self.directory.path),
             output_limit=profile.runtime.output_limit_kb * 1024,
             places=profile.runtime.max_sandboxes,
+            isolation=profile.runtime.isolation,
         )
         async with provider as sandboxes, serving(sandboxes, _placed(profile.runtime), token) as served:
-            endpoint = Endpoint(**me.model_dump(), url=served.url, token=token)
+            isolation = sandboxes.rung.isolation if sandboxes.rung else ""
+            endpoint = Endpoint(**me.model_dump(), url=served.url, token=token, isolation=isolation)
             publish(endpoint_file, endpoint, mode=0o600)
             try:
                 presence.ready(served.load)

@@ -14,9 +14,11 @@ from podman import PodmanClient
 from podman.errors import APIError, NotFound
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
+from skyrl_stack.profile import Isolation
 from skyrl_stack.sandbox import files
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.podman_config import find_program
 from skyrl_stack.sandbox.service import PodmanService
@@ -194,12 +196,16 @@ class PodmanSandboxes:
         run_directory: str = "",
         output_limit: int = 256 * 1024,
         places: int = 4,
+        isolation: Isolation = "shared-uid",
     ) -> None:
         self.launch_id = launch_id
         self.run_directory = run_directory
         self.image_stores = tuple(image_stores)
         self.output_limit = output_limit
         self.places = places
+        self.least_isolation: Isolation = isolation
+        self.rung: Rung | None = None
+        "What this node gives, once the block runs."
         self._directory: Path | None = None
         self._cell: Cell | None = None
         self._service: PodmanService | None = None
@@ -238,6 +244,8 @@ class PodmanSandboxes:
         if self._service is None or self._limits is None:
             raise SandboxStartFailed("the provider is closed")
         limits = self._limits
+        if self.rung and not self.rung.has_networks:
+            spec = spec.model_copy(update={"network": "host"})
         name = f"sandbox-{secrets.token_hex(6)}"
         sandbox = PodmanSandbox(
             self._service,
@@ -297,6 +305,9 @@ class PodmanSandboxes:
 
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""
+        self.rung = probe()
+        self.rung.require(self.least_isolation)
+        LOG.info("%s", self.rung)
         self._directory = make_private_directory(self.launch_id, self.run_directory)
         try:
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])

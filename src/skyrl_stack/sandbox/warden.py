@@ -78,15 +78,16 @@ class Warden:
         self._namespaces: dict[int, tuple[int, str]] = {}
         "By process: when it started, and its pid namespace."
         self._cpu: dict[int, float] = {}
-        self._dying: set[int] = set()
-        "Killed, and not yet gone: what they still hold does not count again."
+        self._killed_at: dict[str, int] = {}
+        "By pid namespace: what started before is dying, and what it still holds does not count again."
         self._sampled_at = time.monotonic()
         self._disks = self._measure_disks()
 
     def obey(self, order: dict[str, Any]) -> None:
         """Watch a sandbox, or forget one."""
         if identifier := order.get("forget"):
-            self._watched.pop(identifier, None)
+            if watched := self._watched.pop(identifier, None):
+                self._killed_at.pop(watched.namespace, None)
             return
         watched = Watched(**order["watch"])
         with suppress(OSError):  # gone already
@@ -104,7 +105,7 @@ class Warden:
             if watched.pids and usage.threads > watched.pids:
                 self._kill(watched, "processes", usage.threads, watched.pids)
             elif watched.memory_mb and usage.rss > watched.memory_mb * _MIB:
-                used = sum(map(_proportional_memory, usage.pids)) // _MIB
+                used = ceil(sum(map(_proportional_memory, usage.pids)) / _MIB)
                 if used > watched.memory_mb:
                     self._kill(watched, "memory", used, watched.memory_mb)
             if watched.cpus:
@@ -129,7 +130,7 @@ class Warden:
             watched.disk_at_kill, watched.was_killed_for_disk = used, False
         elif used > max(allowed_mb * _MIB, watched.disk_at_kill):
             watched.has_worked = watched.was_killed_for_disk = True
-            self._kill(watched, "disk", used // _MIB, allowed_mb)
+            self._kill(watched, "disk", ceil(used / _MIB), allowed_mb)
 
     def _sample(self) -> dict[str, Usage]:
         """Usage by pid namespace."""
@@ -148,7 +149,7 @@ class Warden:
             except (OSError, IndexError):  # ended meanwhile
                 continue
             namespaces[pid] = known
-            if pid in self._dying:
+            if started <= self._killed_at.get(known[1], -1):
                 continue
             cpu[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
             usage = usages[known[1]]
@@ -156,7 +157,6 @@ class Warden:
             usage.threads += int(fields[17])
             usage.rss += int(fields[21]) * _PAGE
             usage.cpu_s += cpu[pid] - self._cpu.get(pid, 0.0)
-        self._dying &= namespaces.keys()
         self._namespaces, self._cpu = namespaces, cpu
         return usages
 
@@ -183,8 +183,7 @@ class Warden:
         excess = {"resource": resource, "used": used, "allowed": allowed}
         print(json.dumps({"id": watched.id, "excess": excess}), flush=True)
         kill_all(watched.pid)
-        own = {pid for pid, (_, namespace) in self._namespaces.items() if namespace == watched.namespace}
-        self._dying |= own - {watched.pid}
+        self._killed_at[watched.namespace] = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS)
 
 
 def kill_all(pid: int) -> None:
