@@ -89,6 +89,19 @@ def test_tasks_that_wait_are_told_with_one_that_runs_and_each_counts() -> None:
     assert jobs_of(json.dumps({"jobs": [waiting]}))["n"].more_waiting == 0  # its id says which
 
 
+def test_an_array_of_which_some_tasks_wait_as_slurm_24_tells_it() -> None:
+    answer = (RECORDED / "squeue-24.11-array.json").read_text()
+    assert {job.id: job.tasks for job in read_jobs(answer)} == {
+        "1_[4-5]": 2,
+        "1_0": 1,
+        "1_1": 1,
+        "1_2": 1,
+        "1_3": 1,
+    }
+    job = jobs_of(answer)["runtime-abc"]
+    assert (job.state, job.number, job.more_waiting) == ("RUNNING", "7", 2)
+
+
 def test_the_size_of_an_array_is_what_the_site_allows(slurm: FakeSlurm) -> None:
     slurm.answers("scontrol", "printf 'MaxArraySize            = 1001\\nMaxJobCount             = 10000\\n'")
     assert client.array_size() == 1001
