@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -37,8 +39,19 @@ class Backend:
 
     async def lose(self, sandbox: Sandbox) -> None:
         """Kill process 1 of the sandbox behind everybody's back."""
-        assert self.podman._service
-        await self.podman._service.call(lambda client: client.containers.get(sandbox.id).kill())
+        os.kill(await asyncio.to_thread(process_1, sandbox.id), signal.SIGKILL)
+
+
+def process_1(sandbox: str) -> int:
+    """The first process of a sandbox, as this machine counts."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            is_first = (directory / "status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1] == "1"
+            if is_first and f"HOSTNAME={sandbox}".encode() in (directory / "environ").read_bytes().split(b"\0"):
+                return int(directory.name)
+        except (OSError, IndexError):  # ended meanwhile
+            continue
+    raise LookupError(sandbox)
 
 
 @pytest.fixture(scope="module")

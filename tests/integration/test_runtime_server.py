@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 TOKEN = "the-token"
 CONTROL_ROUTES = [
     ("GET", "/health"),
+    ("GET", "/metrics"),
     ("POST", "/start"),
     ("POST", "/stop"),
     ("POST", "/pause"),
@@ -68,8 +69,8 @@ class Server:
         return await self.http.request(method, sandbox["url"] + path, headers=headers, **request)
 
     async def containers(self) -> int:
-        assert self.podman._service
-        return await self.podman._service.call(lambda client: len(client.containers.list(all=True)))
+        assert self.podman._directory
+        return len(list(self.podman._directory.glob("sandboxes/sandbox-*")))
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +253,19 @@ async def test_places_are_given_in_order_and_the_wait_ends(tests_cache: Path, ti
         await asyncio.sleep(0.3)
         waiting.append(asyncio.create_task(client.start(spec)))
         await asyncio.sleep(0.3)
+        health = (await server.control("GET", "/health")).json()
+        assert (health["alive"], health["waiting"]) == (1, 2)
+        assert 0.5 < health["oldest_wait_s"] < 2
         await first.stop()
         second = await waiting[0]
         with pytest.raises(RuntimeUnavailable, match=r"max_sandboxes = 1"):
             await waiting[1]
         await second.stop()
+        metrics = (await server.control("GET", "/metrics")).text
+        assert "skyrl_sandboxes_capacity 1\n" in metrics
+        assert 'skyrl_starts_total{result="started"} 2\n' in metrics
+        assert 'skyrl_starts_total{result="full"} 1\n' in metrics
+        assert 'skyrl_start_seconds_bucket{le="+Inf"} 2\n' in metrics
 
 
 async def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(tests_cache: Path, tiny_image: str) -> None:
@@ -271,7 +280,7 @@ async def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(tests_cach
         await asyncio.sleep(0.5)
         assert await server.containers() == 0
         health = (await server.control("GET", "/health")).json()
-        assert health == {"status": "ok", "capacity": 1, "alive": 0, "waiting": 0}
+        assert health == {"status": "ok", "capacity": 1, "alive": 0, "waiting": 0, "oldest_wait_s": 0}
 
 
 async def test_no_runtime_is_an_error_of_its_own() -> None:

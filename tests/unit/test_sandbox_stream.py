@@ -1,13 +1,13 @@
-"""A command's output: frames in any pieces, the end mark wherever it is cut, the middle of too much left out."""
+"""A command's output: the end mark wherever it is cut, the middle of too much left out."""
 
 import asyncio
-import struct
+from collections import deque
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_stack.sandbox.stream import STDERR, STDOUT, CappedText, CommandStreams, FrameReader, MarkedStream
+from skyrl_stack.sandbox.stream import STDERR, STDOUT, CappedText, CommandStreams, MarkedStream
 
 PIECES = st.lists(st.binary(max_size=50), max_size=20)
 
@@ -62,56 +62,40 @@ def test_the_beginning_of_a_mark_is_output_when_no_more_comes(output: bytes, pla
     assert stream.output.text() == data.decode(errors="replace")
 
 
-def frame(stream: int, data: bytes) -> bytes:
-    return struct.pack(">B3xI", stream, len(data)) + data
+class Pieces:
+    """A source of pieces that are there already; then it waits, or has ended."""
+
+    def __init__(self, *pieces: tuple[int, bytes], has_ended: bool = False) -> None:
+        self.pieces = deque(pieces)
+        self.has_ended = has_ended
+
+    async def read(self) -> tuple[int, bytes] | None:
+        if not self.pieces and not self.has_ended:
+            await asyncio.Event().wait()
+        return self.pieces.popleft() if self.pieces else None
 
 
 def test_a_command_ends_when_both_streams_do() -> None:
     async def read() -> CommandStreams:
-        reader = asyncio.StreamReader()
-        streams = CommandStreams(1000, b"mark")
-        for data in (
-            frame(STDOUT, b"out\0mark\0" + b"0\0"),
-            frame(STDERR, b"err\0ma"),
-            frame(STDOUT, b"7\0/dir\n\0env\0"),
-            frame(STDERR, b"rk\0"),
+        source, streams = Pieces(), CommandStreams(1000, b"mark")
+        for piece in (
+            (STDOUT, b"out\0mark\0"),
+            (STDERR, b"err\0ma"),
+            (STDOUT, b"7\0/dir\n\0env\0"),
+            (STDERR, b"rk\0"),
         ):
-            assert await streams.read_waiting(FrameReader(reader)) == "open"
-            reader.feed_data(data)
-        assert await streams.read(FrameReader(reader)) == "ended"
+            assert await streams.read_waiting(source) == "open"
+            source.pieces.append(piece)
+        assert await streams.read(source) == "ended"
         return streams
 
     streams = asyncio.run(read())
-    assert streams.stdout.record == [b"0", b"7", b"/dir\n", b"env"]
+    assert streams.stdout.record == [b"7", b"/dir\n", b"env"]
     assert (streams.stdout.output.text(), streams.stderr.output.text()) == ("out", "err")
 
 
 def test_a_closed_stream_is_said_and_what_came_is_kept() -> None:
-    async def read() -> tuple[str, str]:
-        reader = asyncio.StreamReader()
-        reader.feed_data(frame(STDOUT, b"whole") + frame(STDOUT, b"torn off")[:12])
-        reader.feed_eof()
-        streams = CommandStreams(1000, b"mark")
-        how = await streams.read(FrameReader(reader))
-        return how, streams.stdout.output.text()
-
-    assert asyncio.run(read()) == ("closed", "wholetorn")
-
-
-def test_a_cancelled_read_loses_nothing() -> None:
-    async def read() -> list[tuple[int, bytes] | None]:
-        reader = asyncio.StreamReader()
-        frames = FrameReader(reader)
-        whole = frame(STDOUT, b"one") + frame(STDERR, b"two")
-        got = []
-        for byte in whole:
-            reader.feed_data(bytes([byte]))
-            try:
-                async with asyncio.timeout(0):
-                    got.append(await frames.read())
-            except TimeoutError:
-                pass
-        return got
-
-    got = asyncio.run(read())
-    assert b"".join(data for piece in got if piece for data in [piece[1]]) == b"onetwo"
+    streams = CommandStreams(1000, b"mark")
+    source = Pieces((STDOUT, b"whole"), (STDOUT, b"torn\0ma"), has_ended=True)
+    assert asyncio.run(streams.read(source)) == "closed"
+    assert streams.stdout.output.text() == "wholetorn\0ma"

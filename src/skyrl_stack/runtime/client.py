@@ -83,10 +83,13 @@ class RuntimeClient:
             RuntimeUnavailable: it does not answer, or broke off.
             SandboxStartFailed: it does not have them all.
         """
-        url, query = f"{self._url}/images", {"reference": list(references)}
+        await self.fetch(f"{self._url}/images", {"reference": list(references)}, self._headers, to)
+
+    async def fetch(self, url: str, query: dict[str, Any], headers: dict[str, str], to: Path) -> None:
+        """Write what a GET answers to a file, piece by piece; raises as `send` does."""
         timeout = httpx.Timeout(_START_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         try:
-            async with self._http.stream("GET", url, params=query, headers=self._headers, timeout=timeout) as answer:
+            async with self._http.stream("GET", url, params=query, headers=headers, timeout=timeout) as answer:
                 if not answer.is_success:
                     await answer.aread()
                     raise _named_error(answer)
@@ -162,6 +165,25 @@ class RemoteSandbox:
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""
         await self._call("POST", "/api/file/upload", params={"path": path}, files={"file": ("file", data)})
+
+    async def download(self, path: str, to: Path) -> None:
+        """`read_file` into a file, piece by piece."""
+        try:
+            await self._runtime.fetch(f"{self._info.url}/api/file/download", {"path": path}, self._headers, to)
+        except RuntimeUnavailable as error:
+            await self._require_alive(error)
+            raise
+
+    async def upload(self, file: Path, path: str) -> None:
+        """`write_file` of what a file holds, piece by piece."""
+        with file.open("rb") as data:
+            await self._call(
+                "POST",
+                "/api/file/upload",
+                timeout_s=_START_TIMEOUT_S,
+                params={"path": path},
+                files={"file": ("file", data)},
+            )
 
     async def stop(self) -> None:
         """See `Sandbox.stop`."""

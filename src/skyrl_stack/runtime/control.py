@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from skyrl_stack.runtime.disconnect import unless_disconnected
 from skyrl_stack.runtime.failures import answer_failures
 from skyrl_stack.runtime.leases import Leases
+from skyrl_stack.runtime.metrics import CONTENT_TYPE
 from skyrl_stack.runtime.wire import RuntimeInfo, RuntimeRequest, StartRequest
 
 _CHUNK = 1 << 20
@@ -22,7 +23,11 @@ def control_plane(leases: Leases) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", **leases.load().model_dump()}
+        return {"status": "ok", **leases.load().model_dump(), "oldest_wait_s": round(leases.oldest_wait_s, 3)}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(leases.metrics(), media_type=CONTENT_TYPE)
 
     @app.get("/images")
     async def images(reference: Annotated[list[str], Query(min_length=1)]) -> StreamingResponse:

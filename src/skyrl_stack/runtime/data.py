@@ -1,10 +1,11 @@
 """The data plane: what OpenHands' agent server would answer inside one sandbox. `front.py` has checked the key."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
-from fastapi import FastAPI, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Query, Request, UploadFile
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
@@ -15,6 +16,7 @@ from skyrl_stack.runtime.leases import Lease
 from skyrl_stack.runtime.wire import BashOutput, BashRequest, Conflict, NotRight
 
 UPLOAD = "/api/file/upload"
+_CHUNK = 1 << 20
 
 
 def _plain(path: str) -> str:
@@ -60,14 +62,13 @@ def data_plane() -> FastAPI:
 
     @app.post(UPLOAD)
     async def upload(path: FilePath, file: UploadFile, request: Request) -> dict[str, Any]:
-        data = await file.read()
-        await _as_request(_lease(request).sandbox.write_file(path, data))
-        return {"success": True, "file_size": len(data)}
+        await _as_request(_lease(request).sandbox.write_from(path, file.file))
+        return {"success": True, "file_size": file.size}
 
     @app.get("/api/file/download")
-    async def download(path: FilePath, request: Request) -> Response:
-        data = await _as_request(_lease(request).sandbox.read_file(path))
-        return Response(data, media_type="application/octet-stream")
+    async def download(path: FilePath, request: Request) -> StreamingResponse:
+        file = await _as_request(_lease(request).sandbox.open_file(path))
+        return StreamingResponse(_content(file), media_type="application/octet-stream")
 
     @app.get("/api/git/changes")
     async def changes(path: FilePath, request: Request) -> list[dict[str, str]]:
@@ -78,6 +79,12 @@ def data_plane() -> FastAPI:
         return await git.diff(_lease(request).sandbox, path)
 
     return app
+
+
+def _content(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
 
 
 def _lease(request: Request) -> Lease:

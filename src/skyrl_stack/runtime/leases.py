@@ -18,6 +18,8 @@ from typing import Literal, Self
 from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Load
 from skyrl_stack.runtime.commands import Commands
+from skyrl_stack.runtime.metrics import Metrics
+from skyrl_stack.runtime.places import Places
 from skyrl_stack.runtime.wire import Conflict, Full, RuntimeInfo, StartRequest, Unknown
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
@@ -89,10 +91,10 @@ class Leases:
         self._sandboxes = sandboxes
         self._section = section
         self._listen = listen
-        self._places = asyncio.Semaphore(section.max_sandboxes)
+        self._places = Places(section.max_sandboxes)
+        self._metrics = Metrics()
         self._leases: dict[str, Lease] = {}
         self._starting: set[str] = set()
-        self._waiting = 0
 
     async def __aenter__(self) -> Self:
         self._reaper = asyncio.create_task(self._reap())
@@ -113,8 +115,18 @@ class Leases:
 
     def load(self) -> Load:
         """How full the runtime is; one that is being started counts as alive."""
-        alive = len(self._leases) + len(self._starting) - self._waiting
-        return Load(capacity=self._section.max_sandboxes, alive=alive, waiting=self._waiting)
+        waiting = self._places.waiting
+        alive = len(self._leases) + len(self._starting) - waiting
+        return Load(capacity=self._places.capacity, alive=alive, waiting=waiting)
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """How long the first in the queue has waited for a place; 0 where nobody waits."""
+        return self._places.oldest_wait_s
+
+    def metrics(self) -> str:
+        """What Prometheus reads."""
+        return self._metrics.text(self.load(), self.oldest_wait_s)
 
     def get(self, runtime_id: str) -> Lease:
         """The lease of a sandbox.
@@ -158,11 +170,7 @@ class Leases:
         self._starting.add(request.session_id)
         try:
             await self._take_place(request.wait_s or self._section.start_timeout_s)
-            try:
-                lease = await self._create(request)
-            except BaseException:
-                self._places.release()
-                raise
+            lease = await self._create_in_place(request)
         finally:
             self._starting.discard(request.session_id)
         self._leases[lease.id] = lease
@@ -176,7 +184,7 @@ class Leases:
             lease.listener.close()
             await asyncio.shield(asyncio.gather(lease.sandbox.stop(), lease.commands.stop_all()))
         finally:
-            self._places.release()
+            self._places.give_back()
 
     async def end_all(self) -> None:
         """Remove every sandbox that there is now."""
@@ -186,18 +194,25 @@ class Leases:
         return next(filter(matches, self._leases.values()), None)
 
     async def _take_place(self, wait_s: float) -> None:
-        wait_s = min(wait_s, self._section.start_timeout_s)
-        self._waiting += 1
         try:
-            async with asyncio.timeout(wait_s):
-                await self._places.acquire()
-        except TimeoutError as error:
-            raise Full(
-                f"no place for another sandbox within {wait_s:g} s: "
-                f"runtime.max_sandboxes = {self._section.max_sandboxes} are alive"
-            ) from error
-        finally:
-            self._waiting -= 1
+            waited_s = await self._places.take(min(wait_s, self._section.start_timeout_s))
+        except Full:
+            self._metrics.starts["full"] += 1
+            raise
+        self._metrics.waited.observe(waited_s)
+
+    async def _create_in_place(self, request: StartRequest) -> Lease:
+        """Create what has its place; one that fails gives it back."""
+        began = time.monotonic()
+        try:
+            lease = await self._create(request)
+        except BaseException:
+            self._metrics.starts["failed"] += 1
+            self._places.give_back()
+            raise
+        self._metrics.starts["started"] += 1
+        self._metrics.took.observe(time.monotonic() - began)
+        return lease
 
     async def _create(self, request: StartRequest) -> Lease:
         section = self._section

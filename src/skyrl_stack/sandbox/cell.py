@@ -1,6 +1,7 @@
 """The cell: Podman's API service in private namespaces, so that nothing of a run can outlive it.
 
-    this process ──lifeline──▶ namespaces helper ──▶ process 1 ──▶ podman system service ──▶ conmon ──▶ sandboxes
+    this process ──lifeline──▶ namespaces helper ──▶ process 1 ──▶ podman system service: images
+                 ──lifeline──▶ broker, which joins these namespaces ──▶ OCI runtime ──▶ sandboxes
 
 Whatever ends this process, the kernel then kills all that is to the right of it and undoes its mounts. Only files
 stay, in the launch's private directory.
@@ -18,7 +19,13 @@ from podman import PodmanClient
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox import namespaces
-from skyrl_stack.sandbox.podman_config import HYBRID_CGROUPS, require_podman, storage_options, write_config
+from skyrl_stack.sandbox.podman_config import (
+    HYBRID_CGROUPS,
+    find_program,
+    require_podman,
+    storage_options,
+    write_config,
+)
 
 START_TIMEOUT_S = 30.0
 
@@ -44,6 +51,9 @@ class Cell:
         self.registries = dict(registries or {})
         self.socket = directory / "podman.sock"
         self.log = directory / "podman.log"
+        self.runtime = ""
+        "Path of the OCI runtime, once it was started; `environment` is what it and Podman run in."
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -63,7 +73,8 @@ class Cell:
         ids = namespaces.id_map()
         # crun refuses a machine that has cgroups of both versions; it does not look behind a mount.
         hide = (HYBRID_CGROUPS,) if runtime == "crun" and HYBRID_CGROUPS.is_dir() else ()
-        environment = write_config(
+        self.runtime = find_program(runtime) or runtime
+        self.environment = write_config(
             self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids, registries=self.registries
         )
         storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
@@ -74,7 +85,7 @@ class Cell:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=self.environment,
                 cwd=self.directory,
                 start_new_session=True,  # a Ctrl-C is for the server, which then ends its cell in order
             )

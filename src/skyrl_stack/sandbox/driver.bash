@@ -6,7 +6,7 @@ while builtin read -r -u 250 __skyrl_size && LC_ALL=C IFS='' builtin read -r -N 
   builtin eval "$__skyrl_text" >&251 2>&252
   __skyrl_code=$?
   builtin read -r -u 250 __skyrl_mark
-  builtin printf '\0%s\0%s\0%s\0' "$__skyrl_mark" "$__skyrl_code" "$$" >&251
+  builtin printf '\0%s\0%s\0' "$__skyrl_mark" "$__skyrl_code" >&251
   { builtin pwd; builtin printf '\0'; builtin declare -px; builtin printf '\0'; } >&251
   builtin printf '\0%s\0' "$__skyrl_mark" >&252
 done

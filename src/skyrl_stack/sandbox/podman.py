@@ -1,35 +1,36 @@
 """Sandboxes of Podman: the contract over a cell that is this launch's own."""
 
 import asyncio
+import io
 import logging
+import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import BinaryIO, Self
 
 from podman import PodmanClient
-from podman.errors import APIError, NotFound
+from podman.errors import APIError
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.profile import Isolation
-from skyrl_stack.sandbox import files
 from skyrl_stack.sandbox.cell import Cell
-from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.containers import Containers
+from skyrl_stack.sandbox.contract import CommandResult, FileMissing, SandboxSpec
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.limits import Limits, of_shell
-from skyrl_stack.sandbox.podman_config import find_program
+from skyrl_stack.sandbox.oci import Description, Patterns
 from skyrl_stack.sandbox.service import PodmanService
-from skyrl_stack.sandbox.shell import KILLED, KILLER, Shell
+from skyrl_stack.sandbox.shell import KILLED, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 LOG = logging.getLogger(__name__)
-LABEL = "skyrl.launch"
-_INIT = "/run/skyrl-init"
-_CONTROL_TIMEOUT_S = 20.0
 _SAVE_TIMEOUT_S = 1800.0
+_PIECE = 1 << 20
 
 
 class PodmanSandbox:
@@ -37,24 +38,23 @@ class PodmanSandbox:
 
     def __init__(
         self,
-        service: PodmanService,
+        containers: Containers,
         identifier: str,
-        workdir: str | None,
+        description: Description,
         *,
         limits: Limits,
         preamble: str,
         output_limit: int,
     ) -> None:
         self.id = identifier
-        self._service = service
-        self._workdir = workdir or "."  # where Podman starts a process in that container
+        self._containers = containers
+        self._description = description
         self._limits = limits
         self._preamble = preamble
         self._output_limit = output_limit
         self._shells: dict[str, Shell] = {}
         self._expiry: asyncio.Task[None] | None = None
         self._expired = ""
-        self._control = Shell(service, identifier, "control", workdir="/", output_limit=4096, kill=self._unkillable)
 
     async def run(
         self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
@@ -64,93 +64,90 @@ class PodmanSandbox:
             raise ValueError("a command holds no NUL byte")
         if not timeout_s > 0:
             raise ValueError(f"timeout_s = {timeout_s}: must be positive")
-        if shell not in self._shells:
-            self._shells[shell] = self._shell(shell)
         with self._unless_expired():
             try:
-                result = await self._shells[shell].run(command, timeout_s=timeout_s, cwd=cwd)
+                result = await self._shell(shell).run(command, timeout_s=timeout_s, cwd=cwd)
             except RuntimeError as error:
                 if excess := self._limits.excess(self.id):  # the shell was killed with all else, as it began
                     return CommandResult(exit_code=KILLED, stdout="", stderr="", excess=excess)
-                await self._give_up(f"has no shell any more: {error}")
+                await self.stop()  # out of control, it would take what the others need
+                raise SandboxLost(f"sandbox {self.id} has no shell any more: {error}") from error
         excess = self._limits.excess(self.id)
         return result.model_copy(update={"excess": excess}) if excess else result
 
-    async def open(self, wall_s: float | None = None) -> None:
-        """Start the shell for commands, and the one that can still kill when nothing can be started any more."""
-        if wall_s:
-            self._expiry = asyncio.create_task(self._expire(wall_s))
-        self._shells["main"] = self._shell("main")
-        await asyncio.gather(self._shells["main"].open(), self._control.open())
+    async def open(self, spec: SandboxSpec) -> None:
+        """Start the container, hold it to its sizes, and start the shell for commands.
+
+        Raises:
+            RuntimeError: it cannot be started; says why.
+        """
+        pid, upper = await self._containers.create(self.id, self._description)
+        self._limits.watch(self.id, pid, upper, spec)
+        if spec.wall_s:
+            self._expiry = asyncio.create_task(self._expire(spec.wall_s))
+        await self._shell("main").open()
 
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
-        with self._unless_expired():
-            return await self._on_files(lambda client: files.read(client, self.id, path))
+        with await self.open_file(path) as file:
+            return await asyncio.to_thread(file.read)
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""
+        await self.write_from(path, io.BytesIO(data))
+
+    async def open_file(self, path: str) -> BinaryIO:
+        """The regular file at the absolute `path`, to be closed.
+
+        Raises:
+            FileMissing: no such regular file.
+            SandboxLost: the sandbox is gone.
+        """
         with self._unless_expired():
-            await self._on_files(lambda client: files.write(client, self.id, path, data))
+            return os.fdopen(await self._containers.open_file(self.id, _absolute(path)), "rb")
+
+    async def write_from(self, path: str, data: BinaryIO) -> None:
+        """`write_file` of all that `data` holds, piece by piece."""
+        with self._unless_expired():
+            try:
+                descriptor = await self._containers.open_file(self.id, _absolute(path), write=True)
+            except FileMissing as error:
+                raise ValueError(str(error)) from error
+
+        def write() -> None:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                file.truncate()
+                shutil.copyfileobj(data, file, _PIECE)
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
 
     async def pause(self) -> None:
         """Stop every process of the sandbox where it is. By signal: a rootless Podman may lack the freezer."""
-        await self._signal("STOP")
+        await self._containers.signal(self.id, signal.SIGSTOP)
 
     async def resume(self) -> None:
         """Let every process of the sandbox go on."""
-        await self._signal("CONT")
+        await self._containers.signal(self.id, signal.SIGCONT)
 
     async def is_running(self) -> bool:
-        return await self._service.is_running(self.id)
+        return await self._containers.is_running(self.id)
 
     async def stop(self) -> None:
         """See `Sandbox.stop`."""
-
-        def remove(client: PodmanClient) -> None:
-            parameters = {"force": True, "timeout": 0, "v": True}
-            client.api.delete(f"/containers/{self.id}", params=parameters).raise_for_status()
-
         try:
-            await self._service.call(remove)
-        except (NotFound, SandboxLost):
+            await self._containers.remove(self.id)
+        except SandboxLost:
             pass
-        except (APIError, OSError) as error:
+        except RuntimeError as error:
             LOG.warning("sandbox %s could not be removed; it goes with the run: %s", self.id, error)
-        for shell in (*self._shells.values(), self._control):
+        for shell in self._shells.values():
             shell.close()
         self._limits.forget(self.id)
         if self._expiry and not self._expired:
             self._expiry.cancel()
-
-    def _shell(self, name: str) -> Shell:
-        return Shell(
-            self._service,
-            self.id,
-            f"shell-{name}",
-            workdir=self._workdir,
-            preamble=self._preamble,
-            output_limit=self._output_limit,
-            kill=self._kill,
-        )
-
-    async def _kill(self, pid: int, marker: str) -> None:
-        """End a shell and all that came of it, through the control shell."""
-        script = f"{KILLER}\n__skyrl_kill {pid} {quote(marker)}"
-        try:
-            result = await self._control.run(script, timeout_s=_CONTROL_TIMEOUT_S)
-        except RuntimeError as error:
-            await self._give_up(f"has no room for a shell that could kill: {error}")
-        if result.exit_code:
-            await self._give_up("does not let its processes be killed")
-
-    async def _unkillable(self, _pid: int, _marker: str) -> None:
-        await self._give_up("does not answer")
-
-    async def _give_up(self, reason: str) -> NoReturn:
-        """Remove a sandbox that is out of control, before it takes what the others need."""
-        await self.stop()
-        raise SandboxLost(f"sandbox {self.id} {reason}")
 
     async def _expire(self, wall_s: float) -> None:
         await asyncio.sleep(wall_s)
@@ -167,19 +164,17 @@ class PodmanSandbox:
                 raise SandboxExpired(self._expired) from error
             raise
 
-    async def _signal(self, name: str) -> None:
-        """To all but process 1 and the sender."""
-        await self._control.run(f"builtin kill -{name} -1 2>/dev/null; :", timeout_s=_CONTROL_TIMEOUT_S)
-
-    async def _on_files[T](self, function: Callable[[PodmanClient], T]) -> T:
-        if not await self.is_running():  # Podman would serve the files of a container that ended, too
-            raise SandboxLost(f"sandbox {self.id} is gone")
-        try:
-            return await self._service.call(function)
-        except NotFound as error:
-            raise SandboxLost(f"sandbox {self.id} is gone") from error
-        except APIError as error:
-            raise ValueError(f"Podman refused: {error.explanation or error}") from error
+    def _shell(self, name: str) -> Shell:
+        if name not in self._shells:
+            self._shells[name] = Shell(
+                self._containers,
+                self.id,
+                f"shell-{name}",
+                description=self._description,
+                preamble=self._preamble,
+                output_limit=self._output_limit,
+            )
+        return self._shells[name]
 
 
 class PodmanSandboxes:
@@ -209,7 +204,10 @@ class PodmanSandboxes:
         self._directory: Path | None = None
         self._cell: Cell | None = None
         self._service: PodmanService | None = None
+        self._containers: Containers | None = None
         self._limits: Limits | None = None
+        self._patterns = Patterns()
+        self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
     async def __aenter__(self) -> Self:
         helper = await asyncio.to_thread(self._open)
@@ -231,8 +229,9 @@ class PodmanSandboxes:
 
     @property
     def is_alive(self) -> bool:
-        """Whether Podman's service still is, and what keeps its sandboxes to their sizes."""
-        return bool(self._cell and self._cell.is_alive and self._limits and self._limits.is_alive)
+        """Whether Podman's service still is, what makes containers, and what keeps them to their sizes."""
+        parts = (self._cell, self._containers, self._limits)
+        return all(part is not None and part.is_alive for part in parts)
 
     @property
     def last_words(self) -> str:
@@ -241,30 +240,31 @@ class PodmanSandboxes:
 
     async def start(self, spec: SandboxSpec) -> PodmanSandbox:
         """See `SandboxProvider.start`."""
-        if self._service is None or self._limits is None:
+        if self._service is None or self._containers is None or self._limits is None:
             raise SandboxStartFailed("the provider is closed")
-        limits = self._limits
         if self.rung and not self.rung.has_networks:
             spec = spec.model_copy(update={"network": "host"})
         name = f"sandbox-{secrets.token_hex(6)}"
+        try:
+            description = await self._service.call(lambda client: self._patterns.describe(client, name, spec))
+        except APIError as error:
+            raise _start_failed(spec, error) from error
         sandbox = PodmanSandbox(
-            self._service,
+            self._containers,
             name,
-            spec.workdir,
-            limits=limits,
+            description,
+            limits=self._limits,
             preamble=of_shell(spec, self.places),
             output_limit=self.output_limit,
         )
         try:
-            pid, upper = await self._service.call(lambda client: self._create(client, name, spec))
-            limits.watch(name, pid, upper, spec)
-            await sandbox.open(spec.wall_s)
+            async with self._starting:  # one that has begun is ready sooner than if all shared the CPUs
+                await sandbox.open(spec)
         except BaseException as error:
             await asyncio.shield(sandbox.stop())
             if not isinstance(error, Exception):
                 raise
-            reason = getattr(error, "explanation", None) or error
-            raise SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}") from error
+            raise _start_failed(spec, error) from error
         return sandbox
 
     async def save_images(self, references: Sequence[str]) -> Path:
@@ -286,23 +286,6 @@ class PodmanSandboxes:
             raise SandboxStartFailed(f"cannot save images: {' '.join(str(error.explanation).split())}") from error
         return archive
 
-    def _create(self, client: PodmanClient, name: str, spec: SandboxSpec) -> tuple[int, str]:
-        """Its process 1, and the directory that takes what it writes; both as the cell sees them."""
-        container = client.containers.create(
-            spec.image,
-            name=name,
-            command=[_INIT, "-P"],
-            entrypoint=[],
-            environment=spec.environment,
-            labels={LABEL: self.launch_id},
-            mounts=[{"type": "bind", "source": find_program("catatonit"), "target": _INIT, "read_only": True}],
-            network_mode=spec.network,
-            **({"working_dir": spec.workdir} if spec.workdir else {}),
-        )
-        container.start()
-        container.reload()
-        return container.attrs["State"]["Pid"], container.attrs["GraphDriver"]["Data"]["UpperDir"]
-
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""
         self.rung = probe()
@@ -312,6 +295,8 @@ class PodmanSandboxes:
         try:
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
             self._cell.start()
+            self._containers = Containers(self._cell)
+            self._containers.start()
         except BaseException:
             self._close()
             raise
@@ -320,14 +305,28 @@ class PodmanSandboxes:
 
     def _close(self) -> None:
         service, self._service = self._service, None
+        containers, self._containers = self._containers, None
         cell, self._cell = self._cell, None
         directory, self._directory = self._directory, None
         if service:
             service.close()
+        if containers:
+            containers.close()
         if cell:
             cell.stop()
         if directory:
             remove_private_directory(directory)
+
+
+def _start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
+    reason = getattr(error, "explanation", None) or error
+    return SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}")
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or path.endswith("/"):
+        raise ValueError(f"{path!r}: not the absolute path of a file")
+    return path
 
 
 def _save(client: PodmanClient, references: Sequence[str], archive: Path) -> None:

@@ -7,15 +7,15 @@ that finished. Shell functions, options and variables that are not exported live
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from shlex import quote
 
 from skyrl_stack.errors import SandboxLost
+from skyrl_stack.sandbox.containers import Containers, Exec
 from skyrl_stack.sandbox.contract import CommandResult
-from skyrl_stack.sandbox.service import Exec, PodmanService
+from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.stream import CommandStreams
 
 TIMED_OUT = 124
@@ -23,8 +23,6 @@ KILLED = 128 + signal.SIGKILL
 _OPEN_TIMEOUT_S = 60.0
 _LAST_WORDS_TIMEOUT_S = 1.0
 _DRIVER = (files(__package__) / "driver.bash").read_text()
-KILLER = (files(__package__) / "killer.bash").read_text()
-"Defines `__skyrl_kill PID MARKER`, for a shell other than the one to be killed."
 
 
 @dataclass(frozen=True)
@@ -44,30 +42,27 @@ class Shell:
     """The shell `name` of a container. One command at a time; others wait for it.
 
     `preamble` is run first in each bash.
-    `kill` is awaited with the arguments of `__skyrl_kill` to end this shell and all that came of it.
     """
 
     def __init__(
         self,
-        service: PodmanService,
+        containers: Containers,
         container: str,
         name: str,
         *,
-        workdir: str,
+        description: Description,
         preamble: str = ":",
         output_limit: int,
-        kill: Callable[[int, str], Awaitable[None]],
     ) -> None:
-        self.service = service
+        self.containers = containers
         self.container = container
         self.name = name
         self.output_limit = output_limit
         self._preamble = preamble
-        self._end_processes = kill
         self._turn = asyncio.Lock()
-        self._state = _State(workdir)
+        self._description = description
+        self._state = _State(description.workdir)
         self._bash: Exec | None = None
-        self._pid = 0
         self._generation = 0
 
     async def run(self, command: str, *, timeout_s: float, cwd: str | None = None) -> CommandResult:
@@ -91,12 +86,13 @@ class Shell:
             RuntimeError: it cannot be started, as when the image has no /bin/bash.
         """
         self._generation += 1
-        argv = ("/bin/bash", "--noprofile", "--norc", "-c", _DRIVER, "bash")
+        argv = ["/bin/bash", "--noprofile", "--norc", "-c", _DRIVER, "bash"]
+        process = self._description.process(argv, {"SKYRL_SHELL": self._marker})
         restore = f"{self._preamble}; {self._state.restore(self._marker)}"
         bash: Exec | None = None
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
-                bash = await self.service.exec(self.container, argv, {"SKYRL_SHELL": self._marker})
+                bash = await self.containers.execute(self.container, process)
                 streams = CommandStreams(self.output_limit)
                 _send(bash, restore.encode(), streams)
                 how = await streams.read(bash.output)
@@ -105,7 +101,7 @@ class Shell:
                 raise RuntimeError(f"/bin/bash ended at its start: {streams.words()}")
         except BaseException as error:
             if bash:
-                bash.input.close()
+                bash.close()
             if isinstance(error, TimeoutError):
                 raise RuntimeError(f"/bin/bash did not start within {_OPEN_TIMEOUT_S:g} s") from error
             raise
@@ -138,22 +134,21 @@ class Shell:
             return _result(streams, TIMED_OUT, started, timed_out=True)
         if how == "ended":
             return _result(streams, self._remember(streams), started)
-        code = await self.service.exit_code(bash.id)
+        code = await self.containers.exit_code(bash)
         self.close()
         await self._require_running()
         return _result(streams, KILLED if code is None else code, started)
 
     def _remember(self, streams: CommandStreams) -> int:
         """Keep the state that the shell told; returns the command's exit code."""
-        code, pid, directory, exports = (field.decode(errors="replace") for field in streams.stdout.record or ())
-        self._pid = int(pid)
+        code, directory, exports = (field.decode(errors="replace") for field in streams.stdout.record or ())
         self._state = _State(directory.removesuffix("\n"), exports)
         return int(code)
 
     async def _kill(self, bash: Exec, streams: CommandStreams | None = None) -> None:
         """Kill this bash and all that came of it, and take what it still had to say."""
         try:
-            await self._end_processes(self._pid, self._marker)
+            await self.containers.kill(self.container, bash.pid, self._marker)
             if streams:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LAST_WORDS_TIMEOUT_S):
@@ -164,11 +159,11 @@ class Shell:
 
     def close(self) -> None:
         if self._bash:
-            self._bash.input.close()
+            self._bash.close()
         self._bash = None
 
     async def _require_running(self) -> None:
-        if not await self.service.is_running(self.container):
+        if not await self.containers.is_running(self.container):
             raise SandboxLost(f"sandbox {self.container} is gone")
 
 

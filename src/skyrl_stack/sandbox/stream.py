@@ -1,38 +1,23 @@
-"""Output of one command out of a shell's stream: Podman's frames taken apart, the end found, the middle cut.
+"""Output of one command out of a shell's streams: the end found, the middle cut.
 
-Podman sends stdout and stderr interleaved, each piece behind a header of 8 bytes: stream number, three zeros and
-the length, big-endian. Both streams end, for one command, at a mark that the command could not know.
+Both streams end, for one command, at a mark that the command could not know.
 """
 
 import asyncio
 import secrets
-import struct
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, Protocol
 
 STDOUT, STDERR = 1, 2
-_PIECE = 256 * 1024
 _RECORD_LIMIT = 4 * 1024 * 1024
 
 
-class FrameReader:
-    """Podman's frames, piece by piece. A cancelled `read` has taken nothing: the next one goes on."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._stream = 0
-        self._left = 0
+class Source(Protocol):
+    """Both streams of a process."""
 
     async def read(self) -> tuple[int, bytes] | None:
-        """(stream number, data), or None when the stream ended."""
-        try:
-            while not self._left:
-                self._stream, self._left = struct.unpack(">B3xI", await self._reader.readexactly(8))
-            data = await self._reader.read(min(self._left, _PIECE))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        self._left -= len(data)
-        return (self._stream, data) if data else None
+        """(stream number, data), or None when they ended. Cancelled, it has taken nothing."""
+        ...
 
 
 class CappedText:
@@ -115,14 +100,14 @@ class MarkedStream:
 
 
 class CommandStreams:
-    """Both streams of one command. On stdout a record follows the mark: exit code, process id, directory, exports."""
+    """Both streams of one command. On stdout a record follows the mark: exit code, directory, exports."""
 
     def __init__(self, output_limit: int, mark: bytes | None = None) -> None:
         self.mark = mark or secrets.token_hex(16).encode()
-        self.stdout = MarkedStream(self.mark, 4, output_limit)
+        self.stdout = MarkedStream(self.mark, 3, output_limit)
         self.stderr = MarkedStream(self.mark, 0, output_limit)
 
-    async def read(self, source: FrameReader) -> Literal["ended", "closed"]:
+    async def read(self, source: Source) -> Literal["ended", "closed"]:
         """Read until the command ended, or the stream closed before it did."""
         while piece := await source.read():
             stream, data = piece
@@ -132,7 +117,7 @@ class CommandStreams:
         self.give_up()
         return "closed"
 
-    async def read_waiting(self, source: FrameReader) -> Literal["open", "closed"]:
+    async def read_waiting(self, source: Source) -> Literal["open", "closed"]:
         """Read what is already there, and whether there can be more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0):

@@ -1,0 +1,279 @@
+"""What a sandbox costs: starts, commands, files and memory through the API, beside `podman run` and the bare runtime.
+
+    python benchmarks/sandboxes.py [--image REFERENCE] [--rounds 20] [--at-once 64] [--alive 256] [--big-mb 1024]
+
+All in one run, the things that are compared in turns, so that what else the machine does falls on each of them.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import shlex
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.records import Endpoint
+from skyrl_stack.runtime.client import RemoteSandbox, RuntimeClient
+from skyrl_stack.runtime.server import serving
+from skyrl_stack.sandbox import namespaces
+from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.oci import Patterns
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.podman_config import storage_options
+
+TOKEN = "benchmark"
+IDLE_S = 10.0
+
+
+class Results:
+    """Rows of the table, in order."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str]] = []
+
+    def add(self, what: str, value: str) -> None:
+        self.rows.append((what, value))
+        print(f"{what}: {value}", flush=True)
+
+    def times(self, what: str, seconds: list[float]) -> float:
+        """P50 and P95 in ms; returns the P50 in seconds."""
+        ordered = sorted(seconds)
+        p50, p95 = statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
+        self.add(what, f"P50 {p50 * 1e3:.1f} ms, P95 {p95 * 1e3:.1f} ms (n = {len(ordered)})")
+        return p50
+
+
+async def timed[T](work: Awaitable[T]) -> tuple[float, T]:
+    began = time.perf_counter()
+    result = await work
+    return time.perf_counter() - began, result
+
+
+class Cold:
+    """Programs that are run in the cell of a runtime, as its root: `podman run`, and the OCI runtime alone."""
+
+    def __init__(self, podman: PodmanSandboxes, image: str) -> None:
+        assert podman._cell
+        assert podman._service
+        self.cell, self.service, self.image = podman._cell, podman._service, image
+        helper = self.cell.helper
+        self.first = int(Path(f"/proc/{helper}/task/{helper}/children").read_text().split()[0])
+        "Process 1 of the cell."
+
+    async def podman_run(self) -> float:
+        """Seconds of `podman run --rm IMAGE true`, by a Podman that has the same images and storage."""
+        ids = namespaces.id_map()
+        directory = self.cell.directory
+        storage = storage_options(self.cell.graphroot, directory / "run/storage", self.cell.image_stores, ids)
+        command = shlex.join(["podman", *storage, "run", "--rm", "--network=none", self.image, "true"])
+        return await asyncio.to_thread(self._inside, command)
+
+    async def bare(self) -> float:
+        """Seconds of an overlay mount, the OCI runtime's `run` of `true`, and its removal; without Podman."""
+        patterns, name = Patterns(), f"bare-{secrets.token_hex(4)}"
+        spec = SandboxSpec(image=self.image)
+        description = await self.service.call(lambda client: patterns.describe(client, name, spec))
+        bundle = self.cell.directory / "scratch" / name
+        config = json.loads(json.dumps(description.config))
+        config["process"]["args"] = ["/bin/bash", "-c", "true"]
+        config["mounts"] = [mount for mount in config["mounts"] if mount["source"] not in description.files]
+        prepare = f"mkdir -p {bundle}/root {bundle}/up {bundle}/work; cat > {bundle}/config.json"
+        options = f"lowerdir={':'.join(description.layers)},upperdir={bundle}/up,workdir={bundle}/work,userxattr"
+        command = (
+            f"mount -t overlay overlay -o {options} {bundle}/root; "
+            f"{self.cell.runtime} --root {bundle}/state run --bundle {bundle} {name}; "
+            f"umount {bundle}/root; rm -rf {bundle}"
+        )
+        return await asyncio.to_thread(self._inside, command, prepare, json.dumps(config))
+
+    def _inside(self, command: str, prepare: str = "true", data: str = "") -> float:
+        """Seconds that a shell in the cell takes for `command`."""
+        script = f"{prepare}; began=$EPOCHREALTIME; {command} >&2; code=$?; echo $began $EPOCHREALTIME $code"
+        argv = ["nsenter", f"--target={self.first}", "-U", "-m", "-p", "-S", "0", "-G", "0", "/bin/bash", "-c"]
+        done = subprocess.run(
+            [*argv, script], input=data, env=self.cell.environment, capture_output=True, text=True, check=False
+        )
+        if not done.stdout or done.stdout.split()[2] != "0":
+            raise SystemExit(f"{command}: {done.stderr}")
+        began, ended, _ = done.stdout.split()
+        return float(ended) - float(began)
+
+
+async def starts(client: RuntimeClient, cold: Cold, image: str, rounds: int, results: Results) -> None:
+    """Create to first command finished, beside what else could start a container."""
+    ours, podman, bare = list[float](), list[float](), list[float]()
+    for _ in range(rounds + 1):
+
+        async def first_command() -> RemoteSandbox:
+            sandbox = await client.start(SandboxSpec(image=image))
+            assert (await sandbox.run("true")).exit_code == 0
+            return sandbox
+
+        seconds, sandbox = await timed(first_command())
+        ours.append(seconds)
+        await sandbox.stop()
+        podman.append(await cold.podman_run())
+        bare.append(await cold.bare())
+    p50 = results.times("create → first command finished, by our API", ours[1:])
+    reference = results.times("`podman run --rm IMAGE true`", podman[1:])
+    floor = results.times("overlay mount + OCI runtime + removal, no Podman", bare[1:])
+    results.add("ratio to `podman run`", f"{p50 / reference:.2f}")
+    results.add("ratio to the bare runtime", f"{p50 / floor:.2f}")
+
+
+async def commands(sandbox: RemoteSandbox, url: str, rounds: int, results: Results) -> None:
+    """Round trips on a live sandbox: by our client, and by the calls that OpenHands' client makes."""
+    seconds = [(await timed(sandbox.run("true")))[0] for _ in range(10 * rounds)]
+    results.times("command round trip, our client", seconds[5:])
+    base, headers = sandbox._info.url, sandbox._headers
+    async with httpx.AsyncClient(base_url=base, headers=headers, trust_env=False, timeout=60) as http:
+
+        async def as_openhands() -> int:
+            started = await http.post("/api/bash/start_bash_command", json={"command": "true", "timeout": 60})
+            polls = 0
+            while True:
+                polls += 1
+                query = {"command_id__eq": started.json()["id"], "order__gt": -1}
+                found = await http.get("/api/bash/bash_events/search", params=query)
+                if found.json()["items"]:
+                    return polls
+                await asyncio.sleep(0.1)
+
+        pairs = [await timed(as_openhands()) for _ in range(10 * rounds)]
+    results.times("command round trip, APIRemoteWorkspace's calls", [seconds for seconds, _ in pairs[5:]])
+    results.add("searches that each of them needed", str(max(polls for _, polls in pairs)))
+
+
+async def many(client: RuntimeClient, image: str, count: int, results: Results) -> None:
+    """All at once."""
+
+    async def first_command() -> RemoteSandbox:
+        sandbox = await client.start(SandboxSpec(image=image))
+        await sandbox.run("true")
+        return sandbox
+
+    done = await asyncio.gather(*(timed(first_command()) for _ in range(count)), return_exceptions=True)
+    good = [pair for pair in done if not isinstance(pair, BaseException)]
+    results.times(f"{count} creates at once, each to its first command", [seconds for seconds, _ in good])
+    results.add("of them succeeded", f"{100 * len(good) / count:.0f} %")
+    await asyncio.gather(*(sandbox.stop() for _, sandbox in good))
+
+
+async def alive(client: RuntimeClient, cold: Cold, image: str, count: int, results: Results) -> None:
+    """Many idle ones: memory that is ours, and what they cost while nothing happens."""
+    before = _memory(cold.first)
+    sandboxes = await asyncio.gather(*(client.start(SandboxSpec(image=image)) for _ in range(count)))
+    after = _memory(cold.first)
+    results.add(f"memory for each of {count} idle sandboxes", f"{(after - before) / count / 1024:.2f} MiB")
+    cpu, began = time.process_time(), time.monotonic()
+    await asyncio.sleep(IDLE_S)
+    share = (time.process_time() - cpu) / (time.monotonic() - began)
+    results.add(f"CPU of the server at {count} idle", f"{100 * share:.1f} %")
+    await asyncio.gather(*(sandbox.stop() for sandbox in sandboxes))
+
+
+def _memory(first: int) -> int:
+    """KiB, of this process and of all in the cell of process 1 `first`; what processes share counts once."""
+    cell = Path(f"/proc/{first}/ns/user").readlink()  # a sandbox has its own pid namespace, and this one's users
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.name == str(os.getpid()) or (process / "ns/user").readlink() == cell:
+                total += int((process / "smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
+        except (OSError, IndexError):  # ended meanwhile
+            continue
+    return total
+
+
+async def bulk(sandbox: RemoteSandbox, files: int, big_mb: int, results: Results) -> None:
+    """Much of everything, and by how much this process grew meanwhile."""
+    before = _peak_mb()
+    seconds, result = await timed(sandbox.run("head -c 100000000 /dev/zero | tr '\\0' x", timeout_s=300))
+    results.add("100 MB of stdout", f"{seconds:.1f} s, {result.truncated_bytes} bytes of it cut")
+    gate = asyncio.Semaphore(16)
+
+    async def up_and_down(number: int) -> None:
+        async with gate:
+            await sandbox.write_file(f"/tmp/many/{number}", b"x" * 1000)
+            assert len(await sandbox.read_file(f"/tmp/many/{number}")) == 1000
+
+    seconds, _ = await timed(asyncio.gather(*(up_and_down(number) for number in range(files))))
+    results.add(f"{files} files up and down", f"{seconds:.1f} s")
+    with tempfile.TemporaryDirectory() as directory:
+        big, back = Path(directory, "big"), Path(directory, "back")
+        big.touch()
+        os.truncate(big, big_mb << 20)
+        up, _ = await timed(sandbox.upload(big, "/tmp/big"))
+        down, _ = await timed(sandbox.download("/tmp/big", back))
+        assert back.stat().st_size == big_mb << 20
+    results.add(f"a file of {big_mb} MiB up, down", f"{up:.1f} s, {down:.1f} s")
+    results.add("growth of client and server together meanwhile", f"{_peak_mb() - before:.0f} MiB")
+
+
+def _peak_mb() -> float:
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
+async def measure(arguments: argparse.Namespace) -> Results:
+    results = Results()
+    store = image_store_path(arguments.cache)
+    image = arguments.image or json.loads((store / "overlay-images/images.json").read_bytes())[0]["names"][0]
+    section = RuntimeSection(max_sandboxes=arguments.alive + 1, lease_s=3600)
+    async with AsyncExitStack() as stack:
+        sandboxes = PodmanSandboxes(secrets.token_hex(8), image_stores=[store], places=arguments.alive + 1)
+        podman = await stack.enter_async_context(sandboxes)
+        served = await stack.enter_async_context(serving(podman, section, TOKEN))
+        client = RuntimeClient(Endpoint(launch_id="benchmark", url=served.url, token=TOKEN))
+        await stack.enter_async_context(client)
+        cold = Cold(podman, image)
+        parts: dict[str, Callable[[], Awaitable[Any]]] = {
+            "starts": lambda: starts(client, cold, image, arguments.rounds, results),
+            "many": lambda: many(client, image, arguments.at_once, results),
+            "alive": lambda: alive(client, cold, image, arguments.alive, results),
+        }
+        for part in parts.values():
+            await part()
+        sandbox = await client.start(SandboxSpec(image=image))
+        await commands(sandbox, served.url, arguments.rounds, results)
+        await bulk(sandbox, arguments.files, arguments.big_mb, results)
+        await sandbox.stop()
+    return results
+
+
+def main() -> None:
+    """The program's entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", help="of the image store; the first one in it")
+    parser.add_argument("--cache", type=Path, help="the cache that holds the image store")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--alive", type=int, default=256)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--big-mb", type=int, default=1024)
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    results = asyncio.run(measure(arguments))
+    table = Table(title=f"{os.cpu_count()} CPUs, load {load:.1f} before and {os.getloadavg()[0]:.1f} after")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for row in results.rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A sandbox is shut in as Podman shuts in a container: what one can do and see, the other can."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from podman import PodmanClient
+
+from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+
+pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
+
+STATUS = ("Uid", "Gid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters")
+OURS = {"/run/skyrl-init", "/dev/shm"}
+"Mounts that are ours: Podman's /dev/shm is a mount of a mount."
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def sandboxes(tests_cache: Path) -> AsyncIterator[PodmanSandboxes]:
+    async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(tests_cache)]) as sandboxes:
+        yield sandboxes
+
+
+@pytest.fixture
+async def sandbox(sandboxes: PodmanSandboxes, tiny_image: str) -> AsyncIterator[PodmanSandbox]:
+    sandbox = await sandboxes.start(SandboxSpec(image=tiny_image))
+    yield sandbox
+    await sandbox.stop()
+
+
+def first_process(variable: str) -> Path:
+    """/proc of the process 1 of a container that has `variable` in its environment."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            inner = (directory / "status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+            if inner == "1" and variable.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                return directory
+        except (OSError, IndexError):  # ended meanwhile
+            continue
+    raise LookupError(variable)
+
+
+def status(process: Path) -> dict[str, str]:
+    lines = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    return {name: lines[name] for name in STATUS}
+
+
+def mounts(process: Path) -> set[tuple[str, str, str]]:
+    """(place, options, kind) of each mount."""
+    rows = (line.split() for line in (process / "mountinfo").read_text().splitlines())
+    return {(row[4], row[5], row[row.index("-") + 1]) for row in rows if row[4] not in OURS}
+
+
+async def test_it_is_shut_in_like_a_container_of_podman(
+    sandboxes: PodmanSandboxes, sandbox: PodmanSandbox, tiny_image: str
+) -> None:
+    def start(client: PodmanClient) -> None:
+        command = ["/bin/bash", "-c", "sleep 60; :"]
+        client.containers.create(
+            tiny_image, command=command, environment={"THE": "other"}, network_mode="none", name="other"
+        ).start()
+
+    assert sandboxes._service
+    await sandboxes._service.call(start)
+    ours = await asyncio.to_thread(first_process, f"HOSTNAME={sandbox.id}")
+    theirs = await asyncio.to_thread(first_process, "THE=other")
+    assert status(ours) == status(theirs)
+    assert mounts(ours) == mounts(theirs)
+    for kind in ("pid", "net", "ipc", "uts", "mnt"):
+        assert (ours / "ns" / kind).readlink() != (theirs / "ns" / kind).readlink()
+        assert (ours / "ns" / kind).readlink() != Path("/proc/self/ns", kind).readlink()
+    shell = (await sandbox.run('grep=$(</proc/self/status); echo "$grep"')).stdout
+    said = dict(line.split(":\t", 1) for line in shell.splitlines() if ":\t" in line)
+    assert {name: said[name] for name in STATUS if name.startswith(("Cap", "Sec"))} == {
+        name: value for name, value in status(theirs).items() if name.startswith(("Cap", "Sec"))
+    }
+
+
+@pytest.mark.parametrize("path", ["/tmp/out", "/tmp/absolute", "/../../etc/hostname-of-the-host"])
+async def test_no_path_leads_out(sandbox: PodmanSandbox, tmp_path: Path, path: str) -> None:
+    await sandbox.run(
+        f"mkdir -p {tmp_path}; ln -s ../../../../../../..{tmp_path}/loot /tmp/out; ln -s {tmp_path}/loot /tmp/absolute"
+    )
+    await sandbox.write_file(path, b"theirs")
+    assert not (tmp_path / "loot").exists()
+    assert not Path("/etc/hostname-of-the-host").exists()
+    assert await sandbox.read_file(path) == b"theirs"
+
+
+async def test_sandboxes_share_nothing(sandboxes: PodmanSandboxes, sandbox: PodmanSandbox, tiny_image: str) -> None:
+    other = await sandboxes.start(SandboxSpec(image=tiny_image))
+    for path in ("/etc/hosts", "/etc/passwd", "/dev/shm/x", "/run/x", "/testbed/x"):
+        await sandbox.run(f"echo mine >> {path}")
+        assert "mine" not in (await other.run(f"cat {path}")).stdout
+    await other.stop()
+    assert (await sandbox.run("echo $(</etc/hostname) $HOSTNAME")).stdout.split() == [sandbox.id] * 2
