@@ -3,8 +3,11 @@ CONFIG ?= local
 WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
-# On a cluster the nodes need Podman, not the machine that submits.
-NEEDS  := $(if $(shell grep -s '^kind = "slurm"' profiles/$(CONFIG).toml),$(VENV)/.cluster,$(VENV)/.local podman)
+# On a cluster the nodes need Podman, not the machine that submits; roles in images bring all that they need.
+PROFILE = profiles/$(CONFIG).toml
+FROZEN := $(filter 2,$(shell grep -sc '^\(runtime\|trainer\) = ".*\.sif"' $(PROFILE)))
+SLURM  := $(shell grep -s '^kind = "slurm"' $(PROFILE))
+NEEDS  := $(if $(FROZEN),$(VENV)/.login,$(if $(SLURM),$(VENV)/.cluster,$(VENV)/.local podman))
 SETS    = $(foreach pair,$(SET),--set '$(pair)')
 .DEFAULT_GOAL := help
 .PHONY: images apptainer help setup plan launch resume status logs stop list report sweep check test format clean podman slurm

@@ -13,6 +13,8 @@ LAUNCH_VARIABLE = "SKYRL_LAUNCH_ID"
 "By which every process of a launch is known."
 LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 "The process that started the role, where it is on the same machine."
+PYTHON_VARIABLE = "SKYRL_PYTHON"
+"How the role's Python is started from outside of its image, for who starts more of it on other nodes."
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,24 @@
 """runtime.sif, built for real from Debian packages by an ordinary user, and sandboxes inside it."""
 
+import json
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
+from frozen_site import Site, ordinary_user
 
 from lanes import cannot_run
-from rootfs import build_rootfs
+from rootfs import SHELL_PROGRAMS, build_rootfs
+from skyrl_stack.sif.lock import sha256
 
 pytestmark = [pytest.mark.apptainer, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).parents[2]
-BUILDER = "skyrl-builder"
 MODES = {
     "as a user": ["--bind", "{work}"],
     "as root by sub-ids": ["--fakeroot", "--bind", "{work}"],
@@ -28,6 +26,24 @@ MODES = {
     "as root, contained": ["--fakeroot", "--containall", "--bind", "/dev/full", "--bind", "/tmp", "--bind", "{work}"],
     "with process ids of its own": ["--pid", "--bind", "{work}"],
 }
+BUILD = ("images", "build", "runtime")
+SMALL = """
+Bootstrap: {{ BOOTSTRAP }}
+From: {{ FROM }}
+%arguments
+    BOOTSTRAP=localimage
+    FROM=base.sif
+    DEFINITION=unknown
+%post
+    mount -t tmpfs tmpfs /tmp
+    mount -t tmpfs tmpfs /var/tmp
+    mkdir /opt/manifest
+    echo none >/opt/manifest/debian.txt
+    echo none >/opt/manifest/python.cdx.json
+%labels
+    org.label-schema.build-date 1970-01-01T00:00:00Z
+    skyrl-stack.definition.sha256 {{ DEFINITION }}
+"""
 SANDBOX = """
 import asyncio, sys, time
 from pathlib import Path
@@ -74,107 +90,18 @@ with roles.nothing_left():
 """
 
 
-@dataclass(frozen=True)
-class Site:
-    """An ordinary user's home on this machine: a copy of the checkout, and a Python that this user can read."""
-
-    work: Path
-    user: str | None
-
-    @property
-    def checkout(self) -> Path:
-        return self.work / "checkout"
-
-    @property
-    def image(self) -> Path:
-        return self.checkout / "images/runtime.sif"
-
-    def popen(self, *command: str | Path, **options: object) -> "subprocess.Popen[str]":
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.work / "home"),
-            "TMPDIR": str(self.work / "tmp"),
-            "LD_LIBRARY_PATH": str(self.work / "python/lib"),
-            "SKYRL_CACHE": str(self.work / "cache"),
-            "APPTAINER_CACHEDIR": str(self.work / "apptainer"),
-            **{name: os.environ[name] for name in ("SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY") if name in os.environ},
-        }
-        return subprocess.Popen(
-            [str(word) for word in command],
-            cwd=self.checkout,
-            env=environment,
-            user=self.user,
-            group=self.user,
-            extra_groups=[] if self.user else None,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def stack(self, *arguments: str | Path, fails: bool = False) -> str:
-        """Run the `skyrl-stack` command; returns what it printed."""
-        process = self.popen(self.work / "venv/bin/skyrl-stack", *arguments)
-        output, _ = process.communicate(timeout=1400)
-        assert (process.returncode != 0) == fails, output
-        return output
-
-    def inside(self, mode: Sequence[str], *arguments: str) -> "subprocess.Popen[str]":
-        """Run a program of Python's inside the image, which has the sandbox code of its own."""
-        options = [word.format(work=self.work) for word in mode]
-        cache = f"SKYRL_CACHE={self.work / 'cache'}"
-        command = ["apptainer", "-q", "exec", *options, "--env", cache, str(self.image), "python", *arguments]
-        return self.popen(*command)
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    if shutil.which("apptainer") is None:
-        cannot_run("no Apptainer here: scripts/setup-apptainer")
-    as_root = os.geteuid() == 0
-    work = Path(tempfile.mkdtemp(prefix="sif-", dir="/var/tmp"))
-    try:
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-        for name in ("checkout", "home", "tmp", "cache", "apptainer"):
-            (work / name).mkdir()
-        copy = ["tar", "--null", "-T", "-", "-cf", "-"]
-        with subprocess.Popen(copy, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
-            assert tar.stdin
-            tar.stdin.write(files)
-            tar.stdin.close()
-            subprocess.run(["tar", "-xf", "-", "-C", work / "checkout"], stdin=tar.stdout, check=True)
-        ignored = shutil.ignore_patterns("__pycache__", "site-packages", "test")
-        shutil.copytree(sys.base_prefix, work / "python", symlinks=True, ignore=ignored)
-        install(work)
-        build_rootfs(work / "rootfs.tar")
-        (work / "sandbox.py").write_text(SANDBOX)
-        (work / "role.py").write_text(ROLE)
-        if as_root:
-            subprocess.run(["chown", "-R", f"{BUILDER}:", work], check=True)
-        work.chmod(0o755)
-        yield Site(work, BUILDER if as_root else None)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def install(work: Path) -> None:
-    """What a login node has: the command, without any of the groups."""
-    uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
-    environment = os.environ | {
-        "UV_PROJECT_ENVIRONMENT": str(work / "venv"),
-        "UV_LINK_MODE": "copy",
-        "LD_LIBRARY_PATH": str(work / "python/lib"),
-    }
-    python = work / "python/bin/python3.12"
-    command = [uv, "sync", "-q", "--frozen", "--no-default-groups", "--python", python]
-    subprocess.run(command, cwd=work / "checkout", env=environment, check=True)
+    with ordinary_user() as site:
+        build_rootfs(site.work / "rootfs.tar", [*SHELL_PROGRAMS, "mount"])
+        (site.work / "sandbox.py").write_text(SANDBOX)
+        (site.work / "role.py").write_text(ROLE)
+        yield site
 
 
 @pytest.fixture(scope="module")
 def built(site: Site) -> Site:
-    arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(site.work / "python")]
-    output = site.stack("images", "build", "runtime", *arguments)
-    assert "images/runtime.sif: " in output
+    site.build("runtime")
     return site
 
 
@@ -192,6 +119,29 @@ def test_a_second_build_of_the_same_inputs_is_the_first(built: Site) -> None:
     assert built.image.stat().st_mtime_ns == before
 
 
+def test_the_same_inputs_give_the_same_bytes(site: Site) -> None:
+    """Of a definition that is built in seconds; runtime.sif itself is the same each time, too, and takes minutes."""
+    root = site.work / "small"
+    prepare = f"""
+        mkdir -p {root}/rootfs {root}/containers && cd {root}
+        tar -xf {site.work}/rootfs.tar -C rootfs && mkdir -p rootfs/mnt rootfs/var/tmp rootfs/opt
+        touch rootfs/etc/hosts rootfs/etc/resolv.conf
+        cp {site.checkout}/uv.lock . && apptainer -q build base.sif rootfs
+    """
+    process = site.popen("sh", "-ec", prepare)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    (root / "containers/runtime.def").write_text(SMALL)
+    hashes = set()
+    for name in ("one", "two"):
+        time.sleep(1.1)  # which shows in whatever keeps a time of the build
+        process = site.popen("env", "-C", root, site.work / "venv/bin/skyrl-stack", *BUILD, "--output", root / name)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        hashes.add(sha256(root / name / "runtime.sif"))
+    assert len(hashes) == 1
+
+
 def test_without_arguments_it_says_what_it_is(built: Site) -> None:
     process = built.popen("apptainer", "-q", "run", built.image)
     output, _ = process.communicate(timeout=60)
@@ -202,6 +152,15 @@ def test_without_arguments_it_says_what_it_is(built: Site) -> None:
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_sandboxes_run_inside(built: Site, mode: list[str]) -> None:
     process = built.inside(mode, str(built.work / "sandbox.py"), str(built.work / "rootfs.tar"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.splitlines()[-1] == r"'0\nwritten'"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hides /etc/subuid, which needs root")
+def test_sandboxes_run_inside_for_a_user_without_sub_ids(built: Site) -> None:
+    script = [str(built.work / name) for name in ("sandbox.py", "rootfs.tar")]
+    process = built.inside(MODES["as a user"], *script, sub_ids=False)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.splitlines()[-1] == r"'0\nwritten'"
@@ -230,12 +189,12 @@ def await_(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_the_runtime_serves_from_its_image_and_leaves_nothing(built: Site, end: str) -> None:
-    before = of_user(built)
-    process = built.popen(built.work / "venv/bin/python", built.work / "role.py", built.work / "runs", built.image, end)
+    before = shown(built)
+    process = built.popen(built.python, built.work / "role.py", built.work / "runs", built.image, end)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.splitlines()[-1] == "endpoints 1", output
-    await_(lambda: of_user(built) <= before)
+    await_(lambda: shown(built) <= before)
     assert [path.name for path in (built.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
 
 
@@ -249,6 +208,73 @@ def test_a_tampered_image_is_refused(built: Site) -> None:
     assert output.count("\n") == 1
     assert "not the image that the lock describes" in output
     shutil.rmtree(copy.parent)
+
+
+def test_a_signature_is_told_from_a_strangers(built: Site) -> None:
+    for name in ("ours", "strangers"):
+        private, public = built.work / f"{name}.pem", built.work / f"{name}.pub"
+        curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        for command in (["genpkey", *curve, "-out", private], ["pkey", "-in", private, "-pubout", "-out", public]):
+            built.popen("openssl", *command).communicate(timeout=30)
+    image = "images/runtime.sif"
+    assert "no good signature" in built.stack("images", "verify", image, "--key", built.work / "ours.pub", fails=True)
+    built.stack("images", "sign", image, "--key", built.work / "ours.pem")
+    said = built.stack("images", "verify", image, "--key", built.work / "ours.pub")
+    assert said == f"{image}: as locked, and signed\n"
+    output = built.stack("images", "verify", image, "--key", built.work / "strangers.pub", fails=True)
+    assert "no good signature by" in output and output.count("\n") == 1
+
+
+def test_what_is_pushed_is_what_is_pulled(built: Site, registry: str) -> None:
+    address = f"oras://{registry}/skyrl/runtime:1"
+    built.stack("images", "push", "images/runtime.sif", address, APPTAINER_NOHTTPS="1")
+    pulled = built.work / "home/runtime.sif"
+    process = built.popen(
+        "apptainer", "-q", "pull", "--dir", pulled.parent, pulled.name, address, APPTAINER_NOHTTPS="1"
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert built.stack("images", "verify", pulled) == f"{pulled}: as locked\n"
+
+
+@pytest.fixture
+def registry(site: Site) -> Iterator[str]:
+    """Address of an empty registry."""
+    if shutil.which("docker-registry") is None:
+        cannot_run("not installed: docker-registry; run `apt-get install docker-registry`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = site.work / "registry.yml"
+    storage = {"filesystem": {"rootdirectory": str(site.work / "home/registry")}}
+    settings.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": address}}))
+    process = site.popen("docker-registry", "serve", settings)
+    try:
+        await_(lambda: answers(address))
+        yield address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as trial:
+        return trial.connect_ex((host, int(port))) == 0
+
+
+def test_a_build_that_is_told_to_end_leaves_nothing(site: Site) -> None:
+    arguments = ["--arg", "BOOTSTRAP=debootstrap", "--output", str(site.work / "other")]
+    process = site.popen(site.work / "venv/bin/skyrl-stack", "images", "build", "runtime", *arguments)
+    assert process.stdout
+    while "Starting build" not in (line := process.stdout.readline()):
+        assert line
+    time.sleep(3)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert output == "skyrl-stack: stopped by SIGTERM\n"
+    assert list((site.work / "tmp").glob("skyrl-build-*")) == []
+    await_(lambda: not site.processes("skyrl-build-"))
 
 
 @pytest.mark.parametrize(
@@ -267,13 +293,9 @@ def test_what_cannot_be_built_is_one_line(site: Site, arguments: list[str], says
     assert not (site.work / "other/runtime.sif").exists()
 
 
-def of_user(site: Site) -> set[str]:
-    """Living processes of the site's user that serve sandboxes, or show an image."""
-    name = site.user or pwd.getpwuid(os.geteuid()).pw_name
-    columns = ["-o", "pid,stat,args", "-u", name]
-    listed = subprocess.run(["ps", "--no-headers", *columns], capture_output=True, text=True, check=False).stdout
-    living = [line.split(maxsplit=2) for line in listed.splitlines() if line.split()[1][0] != "Z"]
-    return {f"{pid} {args}" for pid, _, args in living if "skyrl_stack.runtime" in args or "squashfuse" in args}
+def shown(site: Site) -> set[str]:
+    """Processes of the site's user that serve sandboxes, or show an image."""
+    return site.processes("skyrl_stack.runtime", "squashfuse")
 
 
 def commands() -> str:

@@ -9,6 +9,7 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.launch import frozen
 from skyrl_stack.profile import ImagesSection, Profile, TrainerSection
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.sif.lock import LOCK, ImagesLock, LockedImage, sha256
 
 
 def run(tmp_path: Path, *, device: str = "cpu") -> RunDirectory:
@@ -35,12 +36,23 @@ def test_without_an_image_it_is_our_own(tmp_path: Path) -> None:
 def test_with_one_it_is_the_images_and_sees_the_run(tmp_path: Path, apptainer: None) -> None:
     directory = run(tmp_path)
     command = frozen.interpreter(directory, "trainer")
-    assert command[:2] == ["apptainer", "-q"]
+    assert command[:2] == [str(tmp_path / "bin/apptainer"), "-q"]
     assert command[-2:] == [str(tmp_path / "trainer.sif"), "python"]
     assert f"SKYRL_CACHE={tmp_path / 'cache'}" in command
     bound = [Path(command[number + 1]) for number, word in enumerate(command) if word == "--bind"]
     assert any(directory.path.is_relative_to(path) for path in bound)
     assert "--nv" not in command
+
+
+def test_it_trusts_what_the_machine_trusts(tmp_path: Path, apptainer: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "site.pem"
+    bundle.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    command = frozen.interpreter(run(tmp_path), "trainer")
+    assert f"{bundle}:/etc/ssl/certs/ca-certificates.crt:ro" in command
+    assert "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt" in command
+    assert not any(word.startswith("CURL_CA_BUNDLE") for word in command)
 
 
 def test_a_gpu_is_asked_for_only_where_there_is_one(
@@ -69,3 +81,29 @@ def test_an_image_that_no_lock_knows_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SetupError, match="knows no image trainer"):
         frozen.require_images(profile)
     frozen.require_images(unlocked)
+
+
+def test_an_image_without_vllm_is_refused_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trainer.sif").write_bytes(b"image")
+    groups = {"GROUPS": "trainer"}
+    (tmp_path / LOCK).parent.mkdir()
+    ImagesLock(images={"trainer": locked(tmp_path / "trainer.sif", groups)}).write(tmp_path / LOCK)
+    frozen.require_images(run(tmp_path).profile())
+    with pytest.raises(SetupError, match="made without vLLM"):
+        frozen.require_images(run(tmp_path, device="cuda").profile())
+
+
+def locked(file: Path, arguments: dict[str, str]) -> LockedImage:
+    unknown = "0" * 64
+    return LockedImage(
+        definition=unknown,
+        environment=unknown,
+        arguments=arguments,
+        base=unknown,
+        debian=unknown,
+        sbom=unknown,
+        result=sha256(file),
+        size_bytes=file.stat().st_size,
+        apptainer="1.4.5",
+    )

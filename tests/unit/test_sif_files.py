@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.sif.apptainer import reason
 from skyrl_stack.sif.definition import Definition
 from skyrl_stack.sif.lock import ImagesLock, LockedImage, sha256
 from skyrl_stack.sif.normal import normalise
@@ -159,3 +160,22 @@ def test_only_sif_files_are_touched(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="not a SIF file"):
         normalise(tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"x" * 500
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        ("E: Failed to fetch http://deb.debian.org/x.deb  Temporary failure resolving 'deb.debian.org'", "the network"),
+        ("FATAL:   While performing build: conveyor failed to get: the image's architecture (arm64) could not run on "
+         "the host's (amd64)", "another architecture"),
+        ("FATAL:   image targets 'arm64', cannot run on 'amd64'", "another architecture"),
+        ("set_attributes: failed to change uid and gids on /image/rootfs/etc/shadow, because Invalid argument",
+         "entries in /etc/subuid"),
+        ("INFO:    User not listed in /etc/subuid, trying root-mapped namespace", "without sub-ids"),
+        ("Write on output file failed because No space left on device", "set TMPDIR"),
+        ("x.py: SyntaxError", "x.py: SyntaxError"),
+    ],
+)  # fmt: skip
+def test_why_a_build_failed_is_one_line_with_the_way_out(said: str, meaning: str) -> None:
+    summary = "FATAL:   While performing build: while running engine: while running %post section: exit status 100"
+    assert meaning in reason(["INFO:    Starting build...", said, "", summary], Path("/tmp/x"))

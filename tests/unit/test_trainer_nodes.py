@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.node import PYTHON_VARIABLE
 from skyrl_stack.profile import Profile, load_profile
 from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
@@ -25,6 +26,14 @@ def test_one_step_holds_ray_on_all_nodes_but_the_first(tmp_path: Path) -> None:
     assert {"--overlap", "--relative=1", "--nodes=3", "--ntasks=3", "--cpus-per-task=8"} < set(step)
     assert "--kill-on-bad-exit=1" in step
     assert command[-2:] == [f"--run-dir={tmp_path}", "--head=10.0.0.1:6379"]
+
+
+def test_in_an_image_the_step_starts_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PYTHON_VARIABLE, "/opt/bin/apptainer exec --bind '/a b' trainer.sif python")
+    command = srun_command(tmp_path, others=1, cpus=8, head="10.0.0.1:6379")
+    program = command.index("/opt/bin/apptainer")
+    given = ["/opt/bin/apptainer", "exec", "--bind", "/a b", "trainer.sif", "python"]
+    assert command[program : command.index("-m")] == given
 
 
 def test_ray_on_another_node_is_what_it_is_on_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

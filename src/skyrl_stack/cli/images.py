@@ -9,6 +9,7 @@ from skyrl_stack.errors import SetupError
 
 OUTPUT = Path("images")
 NAME = click.Choice(("runtime", "trainer"))
+KEY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -27,14 +28,16 @@ def build(
     names: tuple[str, ...], pairs: tuple[str, ...], base: str | None, cpu: bool, python: Path | None, output: Path
 ) -> None:
     """Build NAMES, or both, from containers/*.def and uv.lock; what is up to date is left as it is."""
+    from skyrl_stack.launch.roles import signals_raise
     from skyrl_stack.sif.build import NAMES, Builder
 
     builder = Builder(Path.cwd(), output.absolute(), click.echo, python)
-    for name in names or NAMES:
-        arguments = _arguments(pairs, base) | ({"GROUPS": "trainer"} if cpu and name == "trainer" else {})
-        click.echo(f"{name}.sif: building")
-        image = builder.build(name, arguments)
-        click.echo(f"{output / name}.sif: {image.size_bytes / 1e6:.0f} MB, sha256 {image.result}")
+    with signals_raise():
+        for name in names or NAMES:
+            arguments = _arguments(pairs, base) | ({"GROUPS": "trainer"} if cpu and name == "trainer" else {})
+            click.echo(f"{name}.sif: building")
+            image = builder.build(name, arguments)
+            click.echo(f"{output / name}.sif: {image.size_bytes / 1e6:.0f} MB, sha256 {image.result}")
 
 
 @images.command("list")
@@ -116,14 +119,31 @@ def inspect(file: Path) -> None:
 
 @images.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-def verify(files: tuple[Path, ...]) -> None:
-    """Check FILES, or those in images/, against the lock."""
+@click.option("--key", type=KEY, help="The signer's public PEM key.")
+@click.option("--signed", is_flag=True, help="Signed by a key of PGP's key ring.")
+def verify(files: tuple[Path, ...], key: Path | None, signed: bool) -> None:
+    """Check FILES, or those in images/, against the lock, and their signatures if asked to."""
     from skyrl_stack.sif.lock import LOCK, ImagesLock
+    from skyrl_stack.sif.signature import require_signature
 
     lock = ImagesLock.read(LOCK)
     for file in files or [OUTPUT / f"{name}.sif" for name in lock.images]:
         lock.verify(file.stem, file)
-        click.echo(f"{file}: as locked")
+        if key or signed:
+            require_signature(file, key)
+        click.echo(f"{file}: as locked{', and signed' if key or signed else ''}")
+
+
+@images.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", type=KEY, help="A private PEM key.")
+def sign(file: Path, key: Path | None) -> None:
+    """Sign the image FILE, by a PEM key or else by one of PGP's key ring."""
+    from skyrl_stack.sif.lock import LOCK
+    from skyrl_stack.sif.signature import sign
+
+    sign(file, key, LOCK)
+    click.echo(f"{file}: signed")
 
 
 @images.command()

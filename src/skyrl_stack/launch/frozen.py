@@ -1,6 +1,7 @@
 """A role and what it runs in: the Python environment of the launch, or its frozen image."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -9,11 +10,16 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.launch import processes
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import Role, RunDirectory
+from skyrl_stack.sandbox.namespaces import id_map
 from skyrl_stack.sandbox.storage import CACHE_VARIABLE, IMAGES_VARIABLE, cache_dir, site_images
 from skyrl_stack.sif import apptainer
+from skyrl_stack.sif.certificates import certificates
 from skyrl_stack.sif.lock import LOCK, ImagesLock
 
 _NVIDIA = Path("/dev/nvidiactl")
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+"Debian's place for the certificates to trust."
+_ITS_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def require_images(profile: Profile) -> None:
@@ -29,7 +35,12 @@ def require_images(profile: Profile) -> None:
         if not image.is_file():
             raise SetupError(f"images.{role} = {image}: no such file; run `make images NAME={role}`")
         if not profile.images.unlocked:
-            ImagesLock.read(LOCK).verify(role, image)
+            locked = ImagesLock.read(LOCK).verify(role, image)
+            if role == "trainer" and profile.trainer.device == "cuda" and locked.arguments.get("GROUPS") != "gpu":
+                raise SetupError(
+                    f"images.trainer = {image}: made without vLLM, and trainer.device = 'cuda'; "
+                    "run `make images NAME=trainer`"
+                )
 
 
 def interpreter(directory: RunDirectory, role: Role) -> list[str]:
@@ -44,16 +55,29 @@ def interpreter(directory: RunDirectory, role: Role) -> list[str]:
         return [sys.executable]
     apptainer.require()
     processes.adopt_orphans()  # what shows the image outlives a `kill -9` of Apptainer, and carries no mark of ours
-    command = ["apptainer", "-q", "exec"]
+    # By its path: inside of the image, from where more nodes are started, PATH is the image's.
+    command = [str(shutil.which("apptainer")), "-q", "exec"]
     for variable, place in ((CACHE_VARIABLE, cache_dir()), (IMAGES_VARIABLE, site_images())):
         command += ["--env", f"{variable}={place}"]
+    if role == "runtime" and os.geteuid() and not id_map().is_single:
+        command.append("--fakeroot")  # newuidmap does nothing inside of an image: the sub-ids have to be brought along
     if role == "trainer" and profile.trainer.device == "cuda":
         if not _NVIDIA.exists():  # `--nv` without a GPU succeeds, and says nothing
             raise SetupError(f"trainer.device = 'cuda', but {os.uname().nodename} shows no GPU ({_NVIDIA} is missing)")
         command.append("--nv")
     for path in _shown(directory, profile):
         command += ["--bind", str(path)]
-    return [*command, str(image.absolute()), "python"]
+    return [*command, *_trust(), str(image.absolute()), "python"]
+
+
+def _trust() -> list[str]:
+    """Options that put the machine's certificates in the place of the image's own."""
+    bundle = certificates()
+    if bundle is None:
+        return []
+    variables = ["SSL_CERT_FILE", *(name for name in _ITS_VARIABLES if name in os.environ)]
+    told = [word for name in variables for word in ("--env", f"{name}={_BUNDLE}")]
+    return ["--bind", f"{bundle}:{_BUNDLE}:ro", *told]
 
 
 def _shown(directory: RunDirectory, profile: Profile) -> list[Path]:

@@ -7,6 +7,7 @@ their session or parent; so what outlives a role can be told from everybody else
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, other_processes
+from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, PYTHON_VARIABLE, other_processes
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None)
@@ -36,6 +37,7 @@ def start(
     environment = os.environ | {
         LAUNCH_VARIABLE: launch_id,
         LAUNCHER_VARIABLE: str(os.getpid()),
+        PYTHON_VARIABLE: shlex.join(python),
         "PYTHONUNBUFFERED": "1",
     }
     with contextlib.ExitStack() as stack:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import ssl
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sif import apptainer
+from skyrl_stack.sif.certificates import certificates
 from skyrl_stack.sif.definition import Definition
 from skyrl_stack.sif.lock import LOCK, ImagesLock, LockedImage, sha256
 from skyrl_stack.sif.normal import normalise
 
 NAMES = ("runtime", "trainer")
-ROOM_GB: Mapping[str, int] = {"runtime": 3, "trainer": 40}
+ROOM_GB: Mapping[str, int] = {"runtime": 3, "trainer": 25}
 "Disk that a build takes at most."
 FILE_BOOTSTRAPS = ("localimage", "oci-archive", "docker-archive")
 DIGEST_ARGUMENT = "DEFINITION"
@@ -64,7 +64,7 @@ class Builder:
         known = lock.images.get(name)
         if known and known.inputs == (digest, environment, complete, version) and result.is_file():
             self.say(f"{result}: made of the same inputs; checking it")
-            if sha256(result) == known.result:
+            if known.describes(result):
                 return known
         with tempfile.TemporaryDirectory(prefix="skyrl-build-") as folder:
             tmp = Path(folder)
@@ -90,15 +90,18 @@ class Builder:
         built = tmp / f"{definition.path.stem}.sif"
         context = tmp / "context"
         _fill_context(context, self.python)
-        try:
-            apptainer.build(
-                definition.path, built, context=context, arguments=arguments, root=self.root, tmp=tmp, say=self.say
-            )
-        finally:
-            log = built.with_suffix(".log")
-            if log.is_file():
-                self.output.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, self.output / log.name)
+        self.output.mkdir(parents=True, exist_ok=True)
+        apptainer.build(
+            definition.path,
+            built,
+            log=self.output / f"{built.stem}.log",
+            context=context,
+            wheels=_wheels(),
+            arguments=arguments,
+            root=self.root,
+            tmp=tmp,
+            say=self.say,
+        )
         normalise(built)
         return built
 
@@ -130,10 +133,9 @@ def _base_digest(root: Path, arguments: Mapping[str, str], debian: str) -> str:
 
 def _fill_context(context: Path, python: Path | None) -> None:
     """What the build may need of this machine, and the image shall not keep: certificates, proxies, a Python."""
-    context.mkdir()
-    certificates = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
-    if certificates and Path(certificates).is_file():
-        shutil.copyfile(certificates, context / "ca.pem")
+    (context / "wheels").mkdir(parents=True)
+    if bundle := certificates():
+        shutil.copyfile(bundle, context / "ca.pem")
     proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in proxies.items()]
     settings = context / "env"
@@ -142,6 +144,14 @@ def _fill_context(context: Path, python: Path | None) -> None:
     if python:
         left_out = shutil.ignore_patterns("__pycache__", "site-packages", "test")
         shutil.copytree(python, context / "python", symlinks=True, ignore=left_out)
+
+
+def _wheels() -> Path:
+    """The cache of this user's uv: what .venv was made of is there, and so is what a build that failed has fetched."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    wheels = Path(os.environ.get("UV_CACHE_DIR") or caches / "uv").absolute()
+    wheels.mkdir(parents=True, exist_ok=True)
+    return wheels
 
 
 def _place(built: Path, result: Path) -> None:

@@ -30,6 +30,8 @@ class LockedImage(BaseModel):
     "Of the CycloneDX list of Python packages in the image."
     result: str
     "Of the SIF file."
+    signed: str | None = None
+    "Of the same file with a signature in it. A signature holds a time: none is made twice."
     size_bytes: int = Field(ge=0)
     apptainer: str
     "Version that built it."
@@ -38,6 +40,9 @@ class LockedImage(BaseModel):
     def inputs(self) -> tuple[object, ...]:
         """What decides about the result."""
         return self.definition, self.environment, self.arguments, self.apptainer
+
+    def describes(self, file: Path) -> bool:
+        return sha256(file) in (self.result, self.signed)
 
 
 class ImagesLock(BaseModel):
@@ -76,7 +81,7 @@ class ImagesLock(BaseModel):
             raise SetupError(f"{file}: the lock knows no image {name}; run `skyrl-stack images build {name}`")
         if not file.is_file():
             raise SetupError(f"{file}: missing; run `skyrl-stack images build {name}`")
-        if file.stat().st_size != locked.size_bytes or sha256(file) != locked.result:
+        if not locked.describes(file):
             raise SetupError(
                 f"{file}: not the image that the lock describes; run `skyrl-stack images build {name}`, "
                 "or launch with --allow-unlocked"

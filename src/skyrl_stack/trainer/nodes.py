@@ -10,6 +10,7 @@ So the other nodes end with the trainer however it ends, and the trainer with th
 
 import fcntl
 import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skyrl_stack.errors import NodeLost, SetupError, TrainingStopped
+from skyrl_stack.node import PYTHON_VARIABLE
 from skyrl_stack.profile import Profile
 from skyrl_stack.site import SlurmLauncher
 
@@ -91,7 +93,7 @@ def srun_command(run_directory: Path, *, others: int, cpus: int, head: str) -> l
         f"--cpus-per-task={cpus}",  # sbatch's does not count for steps since Slurm 22.05
         "--kill-on-bad-exit=1",
         "--mpi=none",
-        sys.executable,
+        *shlex.split(os.environ.get(PYTHON_VARIABLE, sys.executable)),
         "-m",
         "skyrl_stack.trainer.join",
         f"--run-dir={run_directory}",

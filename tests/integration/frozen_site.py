@@ -1,0 +1,151 @@
+"""An ordinary user of this machine with a checkout, a Python and Apptainer: who images are built by, and run by."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lanes import cannot_run
+from skyrl_stack.sandbox.storage import cache_dir
+
+ROOT = Path(__file__).parents[2]
+BUILDER = "skyrl-builder"
+_HIDE = 'mount --bind /dev/null /etc/subuid && mount --bind /dev/null /etc/subgid && exec "$@"'
+_WITHOUT_SUB_IDS = ["unshare", "--mount", "sh", "-c", _HIDE, "_"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The user's directories below `work`; `user` is None where these tests are not run by root."""
+
+    work: Path
+    user: str | None
+
+    @property
+    def checkout(self) -> Path:
+        return self.work / "checkout"
+
+    @property
+    def image(self) -> Path:
+        return self.checkout / "images/runtime.sif"
+
+    @property
+    def python(self) -> Path:
+        return self.work / "venv/bin/python"
+
+    def popen(self, *command: str | Path, sub_ids: bool = True, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command in the checkout, with `environment` beside the user's own; without `sub_ids`, needs root."""
+        argv = [str(word) for word in command]
+        if self.user:
+            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--", *argv]
+            argv = become if sub_ids else [*_WITHOUT_SUB_IDS, *become]
+        return subprocess.Popen(
+            argv,
+            cwd=self.checkout,
+            env=self._environment() | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def stack(self, *arguments: str | Path, fails: bool = False, **environment: str) -> str:
+        """Run the `skyrl-stack` command; returns what it printed."""
+        process = self.popen(self.work / "venv/bin/skyrl-stack", *arguments, **environment)
+        try:
+            output, _ = process.communicate(timeout=1400)
+        finally:
+            process.kill()
+        assert (process.returncode != 0) == fails, output
+        return output
+
+    def build(self, name: str, *options: str) -> None:
+        """Build an image from Debian packages and this user's Python."""
+        arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(self.work / "python")]
+        assert f"images/{name}.sif: " in self.stack("images", "build", name, *arguments, *options)
+
+    def inside(self, mode: Sequence[str], *arguments: str, sub_ids: bool = True) -> "subprocess.Popen[str]":
+        """Run a program of Python's inside runtime.sif, which has the sandbox code of its own."""
+        options = [word.format(work=self.work) for word in mode]
+        cache = f"SKYRL_CACHE={self.work / 'cache'}"
+        command = ["apptainer", "-q", "exec", *options, "--env", cache, str(self.image), "python", *arguments]
+        return self.popen(*command, sub_ids=sub_ids)
+
+    def processes(self, *words: str) -> set[str]:
+        """Living processes of the user whose command line has one of `words`, by process id and command line."""
+        name = self.user or pwd.getpwuid(os.geteuid()).pw_name
+        columns = ["-o", "pid,stat,args", "-u", name]
+        listed = subprocess.run(["ps", "--no-headers", *columns], capture_output=True, text=True, check=False).stdout
+        living = [line.split(maxsplit=2) for line in listed.splitlines() if line.split()[1][0] != "Z"]
+        return {f"{pid} {args}" for pid, _, args in living if any(word in args for word in words)}
+
+    def _environment(self) -> dict[str, str]:
+        kept = ("PATH", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY")
+        return {name: os.environ[name] for name in kept if name in os.environ} | {
+            "HOME": str(self.work / "home"),
+            "TMPDIR": str(self.work / "tmp"),
+            "LD_LIBRARY_PATH": str(self.work / "python/lib"),
+            "SKYRL_CACHE": str(self.work / "cache"),
+            "APPTAINER_CACHEDIR": str(self.work / "apptainer"),
+            "UV_CACHE_DIR": str(_wheels(self.user)),
+        }
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[Site]:
+    """Such a user, whose files are removed at the end."""
+    if shutil.which("apptainer") is None:
+        cannot_run("no Apptainer here: scripts/setup-apptainer")
+    user = BUILDER if os.geteuid() == 0 else None
+    work = Path(tempfile.mkdtemp(prefix="sif-", dir="/var/tmp"))
+    try:
+        for name in ("checkout", "home", "tmp", "cache", "apptainer"):
+            (work / name).mkdir()
+        _check_out(work / "checkout")
+        ignored = shutil.ignore_patterns("__pycache__", "site-packages", "test")
+        shutil.copytree(sys.base_prefix, work / "python", symlinks=True, ignore=ignored)
+        _install(work)
+        if user:
+            subprocess.run(["chown", "-R", f"{user}:", work], check=True)
+        work.chmod(0o755)
+        yield Site(work, user)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_out(place: Path) -> None:
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    copy = ["tar", "--null", "-T", "-", "-cf", "-"]
+    with subprocess.Popen(copy, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
+        assert tar.stdin
+        tar.stdin.write(files)
+        tar.stdin.close()
+        subprocess.run(["tar", "-xf", "-", "-C", place], stdin=tar.stdout, check=True)
+
+
+def _install(work: Path) -> None:
+    """What a login node has: the command, without any of the groups."""
+    uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
+    environment = os.environ | {
+        "UV_PROJECT_ENVIRONMENT": str(work / "venv"),
+        "UV_LINK_MODE": "copy",
+        "LD_LIBRARY_PATH": str(work / "python/lib"),
+    }
+    python = work / "python/bin/python3.12"
+    command = [uv, "sync", "-q", "--frozen", "--no-default-groups", "--python", python]
+    subprocess.run(command, cwd=work / "checkout", env=environment, check=True)
+
+
+def _wheels(user: str | None) -> Path:
+    """The user's uv cache, kept from run to run: 6 GB that are fetched once."""
+    place = cache_dir() / "tests" / "wheels"
+    place.mkdir(parents=True, exist_ok=True)
+    if user:
+        shutil.chown(place, user, user)
+    return place
