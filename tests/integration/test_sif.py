@@ -198,6 +198,23 @@ def test_the_runtime_serves_from_its_image_and_leaves_nothing(built: Site, end: 
     assert [path.name for path in (built.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
 
 
+@pytest.mark.parametrize("rights", [[], ["--fakeroot"]], ids=["as a user", "as root by sub-ids"])
+@pytest.mark.parametrize(("on_notice", "code"), [("trap 'exit 75' USR1", 75), (":", -signal.SIGUSR1)])
+def test_a_notice_reaches_the_role_and_its_answer_comes_back(
+    built: Site, rights: list[str], on_notice: str, code: int
+) -> None:
+    script = f"{on_notice}; echo ready; while :; do sleep 0.1; done"
+    process = built.popen("apptainer", "-q", "exec", *rights, built.image, "sh", "-c", script)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == code
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_tampered_image_is_refused(built: Site) -> None:
     copy = built.checkout / "images/copy/runtime.sif"
     copy.parent.mkdir()
