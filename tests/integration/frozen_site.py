@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lanes import cannot_run
+from skyrl_stack.node import other_processes
 from skyrl_stack.sandbox.storage import cache_dir
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +118,16 @@ def ordinary_user() -> Iterator[Site]:
         work.chmod(0o755)
         yield Site(work, user)
     finally:
+        _kill_what_shows_an_image(work)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _kill_what_shows_an_image(work: Path) -> None:
+    """Apptainer's own helper outlives a `kill -9` of Apptainer, which tests do."""
+    for process in other_processes():
+        if process.command.startswith("squashfuse") and process.has_open_below(work):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def _check_out(place: Path) -> None:
