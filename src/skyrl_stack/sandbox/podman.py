@@ -210,22 +210,32 @@ class PodmanSandboxes:
         self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
     async def __aenter__(self) -> Self:
-        helper = await asyncio.to_thread(self._open)
-        self._limits = await Limits.start(helper)
+        await self._begin()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        await self._end()
+
+    async def reopen(self) -> None:
+        """Begin anew after Podman's service died, with no sandbox."""
+        await self._end()
+        await self._begin()
+
+    async def _begin(self) -> None:
+        helper = await asyncio.to_thread(self._open)
+        try:
+            self._limits = await Limits.start(helper)
+        except BaseException:
+            await asyncio.to_thread(self._close)
+            raise
+
+    async def _end(self) -> None:
         limits, self._limits = self._limits, None
         if limits:
             await limits.close()
         await asyncio.to_thread(self._close)
-
-    async def reopen(self) -> None:
-        """Begin anew after Podman's service died, with no sandbox."""
-        await asyncio.to_thread(self._close)
-        await asyncio.to_thread(self._open)
 
     @property
     def is_alive(self) -> bool:
