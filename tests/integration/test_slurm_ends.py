@@ -54,8 +54,7 @@ def test_a_runtime_that_ends_takes_the_waiting_trainer_out_of_the_queue(site: Si
 def test_near_the_time_limit_a_run_without_requeue_ends_in_order(site: Site) -> None:
     limits = {"launcher__runtime__time_limit": "0:02:00", "launcher__trainer__time_limit": "0:02:00"}
     directory = site.launch(run__requeue="false", run__notice_s="60", **limits)
-    site.wait_until_ready(directory, "runtime")
-    site.wait_until_both_ended(directory, 120)
+    site.wait_until_both_ended(directory, 150)
     failure = directory.failure()
     assert failure and failure.cause == "the runtime is near its time limit; skyrl-stack resume goes on"
     assert site.job(directory, "runtime").state == "FAILED"  # by itself, and not TIMEOUT

@@ -38,7 +38,7 @@ def test_nodes_share_images_join_and_leave(site: Site) -> None:
     somebody_elses = ["--partition=gpu_test", "--mem=63000", "--output=/dev/null", "--wrap=exec sleep 600"]
     site.cluster.run("sbatch", *somebody_elses)  # the trainer waits: nothing here needs it
     directory = site.launch(launcher__runtime__nodes="2", launcher__runtime__memory_gb="40", run__notice_s="60")
-    site.wait(lambda: len(ready(directory)) == 2, 120, "two runtimes", directory)
+    site.wait(lambda: len(ready(directory)) == 2, 200, "two runtimes", directory)
     nodes = ready(directory)
     assert sorted(nodes.values()) == ["cpu1", "cpu2"]
     for instance in nodes:

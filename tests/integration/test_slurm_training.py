@@ -47,8 +47,13 @@ def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> 
     assert directory.launch().launch_id == launch_id
     steps = read_steps(directory)
     assert [step.number for step in steps] == [1, 2, 3, 4]
-    assert all(step.metrics["actor/grad_norm"] >= 0 and len(step.episodes) == 4 for step in steps)
-    assert [{episode.instance_id for episode in step.episodes} for step in steps] == _tasks_in_order(directory, 4)
+    for step, tasks in zip(steps, _tasks_in_order(directory, 4), strict=True):
+        assert step.metrics["actor/grad_norm"] >= 0
+        played = [episode.instance_id for episode in step.episodes if episode.error is None]
+        if step.number == 3:  # what was played before the node was lost, and to replace what was lost, stays on record
+            assert tasks <= set(played) and len(played) >= 4
+        else:
+            assert (set(played), len(played)) == (tasks, 4)
     wandb = {file.name.rpartition("-")[2] for file in (directory.verl / "wandb").glob("offline-run-*")}
     assert len(wandb) == 1
     shards = {file.name for file in directory.checkpoints.glob("global_step_4/actor/model_world_size_*")}
