@@ -144,7 +144,7 @@ class Container:
             victims = self._victims(shell, f"SKYRL_SHELL={marker}".encode())
             if not victims:
                 return
-            for pid in victims:
+            for pid in sorted(victims):  # parents first: a shell would tell of the end of its children
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         raise Refused("failed", "its processes are not to be killed")
