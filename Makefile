@@ -9,6 +9,8 @@ FROZEN := $(filter 2,$(shell grep -sc '^\(runtime\|trainer\) = ".*\.sif"' $(PROF
 SLURM  := $(shell grep -s '^kind = "slurm"' $(PROFILE))
 NEEDS  := $(if $(FROZEN),$(VENV)/.login,$(if $(SLURM),$(VENV)/.cluster,$(VENV)/.local podman))
 SETS    = $(foreach pair,$(SET),--set '$(pair)')
+ROLES   = $(if $(RUNTIME_ONLY),--runtime-only) $(foreach url,$(RUNTIME_URL),--runtime-url '$(url)') \
+          $(if $(API_KEY_FILE),--api-key-file '$(API_KEY_FILE)')
 .DEFAULT_GOAL := help
 .PHONY: images apptainer help setup plan launch resume status logs stop list report sweep check test format clean podman slurm
 
@@ -18,13 +20,14 @@ help: ## list the targets
 setup: $(NEEDS) ## install what a launch of CONFIG needs
 
 plan: $(NEEDS) ## does a profile fit where it is to run: make plan CONFIG=dev
-	@$(BIN)/skyrl-stack plan $(CONFIG) $(SETS)
+	@$(BIN)/skyrl-stack plan $(CONFIG) $(ROLES) $(SETS)
 
+# RUNTIME_ONLY=1 starts no trainer; RUNTIME_URL="http://..." API_KEY_FILE=... starts a trainer alone, for a runtime that runs.
 launch: $(NEEDS) ## run a profile: make launch CONFIG=local|dev [RESUME=1] [DRY_RUN=1] [SET="a.b=c d.e=f"]
-	@$(BIN)/skyrl-stack launch $(CONFIG) $(if $(RESUME),--resume) $(if $(DRY_RUN),--dry-run) $(SETS)
+	@$(BIN)/skyrl-stack launch $(CONFIG) $(if $(RESUME),--resume) $(if $(DRY_RUN),--dry-run) $(ROLES) $(SETS)
 
 resume: | $(BIN)/skyrl-stack ## go on with the newest run: make resume [RUN=directory] [SET=...]
-	@$(BIN)/skyrl-stack resume $(RUN) $(SETS)
+	@$(BIN)/skyrl-stack resume $(RUN) $(ROLES) $(SETS)
 
 status: | $(BIN)/skyrl-stack ## what the newest run is doing: make status [RUN=directory] [WATCH=1]
 	@$(BIN)/skyrl-stack status $(RUN) $(if $(WATCH),--watch)

@@ -27,8 +27,9 @@ class Presence:
 
     `peer` counts as gone when all its instances ended, failed, or were seen and then fell silent for the profile's
     `run.peer_timeout_s`; one that never appeared is the business of `RunDirectory.await_endpoint`. Where a job that was
-    taken away comes back (`Profile.goes_on`), silence is the business of this role's job, which can ask the queue.
-    `on_lost` runs in the heartbeat's thread and gets the reason in one line.
+    taken away comes back (`Profile.goes_on`), the silence of
+    a role of this launch is the business of this role's job, which can ask the queue. `on_lost` runs in the
+    heartbeat's thread and gets the reason in one line.
     """
 
     def __init__(self, directory: RunDirectory, role: Role, peer: Role, on_lost: Callable[[str], None]) -> None:
@@ -41,7 +42,9 @@ class Presence:
         self._launcher_started = self._launcher.started
         profile = directory.profile()
         self._goes_on = profile.goes_on
-        self._watch = Watch(directory, peer, profile.run.peer_timeout_s, may_return=profile.goes_on)
+        # Of another launch's runtime no queue of ours knows whether it comes back.
+        may_return = profile.goes_on and profile.is_coupled
+        self._watch = Watch(directory, peer, profile.run.peer_timeout_s, may_return=may_return)
         self._state: str = "starting"
         self._load: Callable[[], Load] | None = None
         self._stop = threading.Event()

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.errors import ProfileError
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.section import Section, explain, read_toml
 from skyrl_stack.site import Launcher, LocalLauncher, SlurmLauncher, beneath, load_site
 
@@ -22,9 +23,9 @@ SITE_VARIABLE = "SKYRL_SITE"
 "Names the site for whoever does not want to write it into profiles: over the profile, under `--set site=`."
 
 
+Role = Literal["runtime", "trainer"]
 Strategy = Literal["line", "call", "branch", "block", "pair"]
 Help = Literal["place", "tests", "symptom"]
-Isolation = Literal["full", "shared-uid", "no-netns"]
 
 
 class RunSection(Section):
@@ -42,6 +43,13 @@ class RunSection(Section):
     "Slurm: how long before its time limit the trainer is asked to save and leave; longer than a step is best."
     max_requeues: int = Field(default=3, ge=1)
     "Slurm: so often in a row may the trainer be requeued without having finished a step."
+    runtime_only: bool = False
+    "Serve sandboxes to trainers of other launches, until stopped or at the time limit; start no trainer."
+
+    @property
+    def is_requeued(self) -> bool:
+        """A runtime alone is not: it would answer under another address, of which its users know nothing."""
+        return self.requeue and not self.runtime_only
 
 
 class TasksSection(Section):
@@ -62,37 +70,6 @@ class TasksSection(Section):
     "Train on tasks of `file` that `skyrl-stack tasks verify` has not seen. Quarantined ones stay out all the same."
     base_image: str = "auto"
     "Base of the factory's images: a reference, `debootstrap`, or `auto` (a reference if it can be pulled)."
-
-
-class RuntimeSection(Section):
-    host: str = "127.0.0.1"
-    "Address to listen on, and that the trainer connects to; `node` is the name of the node that the runtime is on."
-    max_sandboxes: int = Field(default=4, ge=1, le=4096)
-    "Sandboxes alive at once on one node, so `launcher.runtime.nodes` times as many in all; further starts wait."
-    start_timeout_s: float = Field(default=120.0, gt=0)
-    "How long a start waits for a place and for Podman."
-    lease_s: float = Field(default=300.0, ge=5)
-    "A sandbox that nobody called for this long is removed."
-    memory_mb: int | None = Field(default=1024, ge=16)
-    "Of one sandbox, as all sizes. Where it is exceeded all that runs in the sandbox is killed, and the policy is told."
-    cpus: float | None = Field(default=1.0, gt=0)
-    "One that takes more is confined to as many CPUs, rounded up, until it is calm again."
-    pids: int | None = Field(default=256, ge=16)
-    "Processes and threads."
-    disk_mb: int | None = Field(default=10_240, ge=16)
-    "What it writes beyond its image."
-    wall_s: float | None = Field(default=None, gt=0)
-    "Seconds after its start at which a sandbox is removed, whatever runs in it: its episode ends as TimedOut."
-    network: Literal["none", "host"] = "none"
-    isolation: Isolation = "shared-uid"
-    "The least that a node may give its sandboxes, see `sandbox/isolation.py`; one that gives less is refused."
-    output_limit_kb: int = Field(default=256, ge=4, le=65536)
-    "Bytes of one command's stdout and of its stderr that are kept, in KiB."
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """What of this a `SandboxSpec` says of one sandbox."""
-        return self.model_dump(include={"memory_mb", "cpus", "pids", "disk_mb", "wall_s", "network"})
 
 
 class GradingSection(Section):
@@ -141,7 +118,7 @@ class ImagesSection(Section):
     unlocked: bool = False
     "Run images that containers/images.lock does not describe."
 
-    def of(self, role: Literal["runtime", "trainer"]) -> Path | None:
+    def of(self, role: Role) -> Path | None:
         return self.runtime if role == "runtime" else self.trainer
 
     @property
@@ -167,13 +144,31 @@ class Profile(Section):
     launcher: Launcher = LocalLauncher()
 
     @property
+    def roles(self) -> tuple[Role, ...]:
+        """Those that a launch starts, in this order."""
+        if self.run.runtime_only:
+            return ("runtime",)
+        return ("trainer",) if self.runtime.urls else ("runtime", "trainer")
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether a launch starts both roles, which then live and die together."""
+        return len(self.roles) > 1
+
+    @property
     def goes_on(self) -> bool:
         """Whether a role whose job was taken away may be back."""
-        return self.launcher.kind == "slurm" and self.run.requeue
+        return self.launcher.kind == "slurm" and self.run.is_requeued
+
+    @model_validator(mode="after")
+    def _has_a_role(self) -> Self:
+        if self.run.runtime_only and self.runtime.urls:
+            raise ValueError("run.runtime_only starts a runtime, runtime.urls uses others: only one of them works")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.trainer.concurrent_episodes > self.sandboxes:
+        if self.is_coupled and self.trainer.concurrent_episodes > self.sandboxes:
             nodes = f" on each of {self.runtime_nodes} nodes" if self.runtime_nodes > 1 else ""
             raise ValueError(
                 f"trainer.concurrent_episodes = {self.trainer.concurrent_episodes} needs as many sandboxes, but "

@@ -58,6 +58,8 @@ class Endpoint(Incarnation):
     token: str = Field(repr=False)
     isolation: str = ""
     "Of a runtime: what keeps its sandboxes apart from the node."
+    client: str | None = None
+    "What we call ourselves there, where the runtime is one of another launch."
 
 
 class Load(Record):

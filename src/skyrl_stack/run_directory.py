@@ -11,6 +11,7 @@
     ├── metrics/<start>.jsonl     trainer    verl's own metrics, a line a step; a file for each start of the trainer
     ├── checkpoints/              trainer    verl's own layout
     ├── verl/                     trainer    what verl is given (rows, agent loop), and W&B's files
+    ├── api_key                   launcher   of a runtime that serves other launches; mode 0600
     ├── failure.json              any role   why the run stopped, if it did not end well
     ├── .spare                    launcher   room for failure.json on a full file system
     ├── slurm/<role>.sbatch       launcher   what was submitted, byte for byte; mode 0600
@@ -24,14 +25,14 @@ The runtime may run on several nodes; each is an *instance* of the role, with fi
 """
 
 import hashlib
+import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from skyrl_stack.errors import PeerLost, RunDirectoryError
-from skyrl_stack.profile import Profile
+from skyrl_stack.profile import Profile, Role
 from skyrl_stack.records import (
     Endpoint,
     Failure,
@@ -44,7 +45,6 @@ from skyrl_stack.records import (
     write_atomic,
 )
 
-Role = Literal["runtime", "trainer"]
 SPARE_BYTES = 256 << 10
 JOB_LOGS: Mapping[Role, str] = {"runtime": "runtime", "trainer": "training"}
 "First part of the names of a job's logs."
@@ -63,6 +63,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
         self.verl = self.path / "verl"
+        self.api_key_file = self.path / "api_key"
         self.failure_file = self.path / "failure.json"
         self.spare = self.path / ".spare"
         self.logs = self.path / "logs"
@@ -145,6 +146,11 @@ class RunDirectory:
 
     def _profile_digest(self) -> str:
         return hashlib.sha256(self.profile_file.read_bytes()).hexdigest()
+
+    def keep_api_key(self) -> None:
+        """Make the key by which other launches use the runtimes of this run; it stays while the directory does."""
+        if not self.api_key_file.is_file():
+            write_atomic(self.api_key_file, secrets.token_urlsafe(32).encode(), mode=0o600)
 
     def profile(self) -> Profile:
         """The resolved profile."""

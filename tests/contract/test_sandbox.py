@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes

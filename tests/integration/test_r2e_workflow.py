@@ -19,10 +19,10 @@ from skyrl_stack.errors import GradingFailed
 from skyrl_stack.grading.grade import Grade, grade
 from skyrl_stack.grading.patch import extract_patch
 from skyrl_stack.grading.start import hand_over
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.run_directory import Endpoint
 from skyrl_stack.runtime.client import RemoteSandbox, RuntimeClient
 from skyrl_stack.runtime.server import serving
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import CommandResult, FileMissing, SandboxSpec
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes

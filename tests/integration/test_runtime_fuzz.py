@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from test_runtime_server import TOKEN, Server, run_server
 
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.runtime.control import control_plane
 from skyrl_stack.runtime.data import data_plane
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime.wire import API_KEY, SESSION_KEY
+from skyrl_stack.runtime_section import RuntimeSection
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(180)]
 

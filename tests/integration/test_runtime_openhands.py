@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.runtime.server import serving
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from skyrl_stack import __version__
 from skyrl_stack.errors import RuntimeUnavailable, SandboxLost
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -280,6 +281,7 @@ async def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(tests_cach
         await asyncio.sleep(0.5)
         assert await server.containers() == 0
         health = (await server.control("GET", "/health")).json()
+        assert health.pop("version") == __version__
         assert health == {"status": "ok", "capacity": 1, "alive": 0, "waiting": 0, "oldest_wait_s": 0}
 
 

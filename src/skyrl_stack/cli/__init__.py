@@ -14,6 +14,7 @@ from skyrl_stack.cli.episodes import replay, show
 from skyrl_stack.cli.errors import OneLineErrors
 from skyrl_stack.cli.evaluate import evaluate
 from skyrl_stack.cli.images import images
+from skyrl_stack.cli.one_role import one_role_options
 from skyrl_stack.cli.tasks import tasks
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ main.add_command(evaluate)
 @main.command()
 @click.argument("config")
 @OVERRIDES
+@one_role_options
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this profile, or with --run-dir.")
 @click.option("--run-dir", type=RUN_DIRECTORY, help="With --resume: the run directory to go on with.")
 @click.option("--unverified", is_flag=True, help="Train also on given tasks that nobody verified.")
@@ -69,6 +71,7 @@ def launch(
 @main.command()
 @click.argument("config")
 @OVERRIDES
+@one_role_options
 def plan(config: str, overrides: tuple[str, ...]) -> None:
     """Say whether the profile CONFIG fits where it is to run; exit code 1 if it does not."""
     from skyrl_stack.launch.launch import find_profile
@@ -118,6 +121,7 @@ def stop(run_dir: Path | None) -> None:
 @main.command()
 @RUN
 @OVERRIDES
+@one_role_options
 def resume(run_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Go on with RUN_DIR, by default the newest run, after its newest checkpoint."""
     from skyrl_stack.launch.launch import resume_run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from skyrl_stack.factory.base import Say
 from skyrl_stack.factory.obtain import ensure_images
-from skyrl_stack.tasks.manifest import require_verified, standing, verified_tasks
+from skyrl_stack.tasks.manifest import trainable_tasks
 from skyrl_stack.tasks.task import Task
 
 
@@ -18,10 +18,6 @@ async def given_tasks(path: Path, say: Say, *, unverified: bool = False, pulling
         ProfileError: it has no task to train on, or one that is not verified.
         SetupError: an image cannot be had.
     """
-    found = standing(path)
-    require_verified(path, found, unverified=unverified)
-    if found.quarantined:
-        say(f"{path}: {found.quarantined} quarantined tasks left out")
-    tasks = [task for task, verification in verified_tasks(path) if not verification or verification.accepted]
+    tasks = trainable_tasks(path, say, unverified=unverified)
     await ensure_images(tasks, say, pulling=pulling)
     return tasks

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.script import run_script
 from skyrl_stack.tasks.evaluation import specification, statuses

@@ -20,7 +20,7 @@ from skyrl_stack.grading.apply import apply_patch, enters_git_directory
 from skyrl_stack.grading.control import broken_script, passed_although_broken
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import Tally, judge
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.script import ScriptRun, run_script
 from skyrl_stack.tasks.evaluation import specification

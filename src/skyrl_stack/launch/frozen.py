@@ -28,7 +28,7 @@ def require_images(profile: Profile) -> None:
     Raises:
         SetupError: one is not; names it and the way out.
     """
-    for role in ("runtime", "trainer"):
+    for role in profile.roles:
         image = profile.images.of(role)
         if image is None:
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from skyrl_stack.errors import ProfileError
+from skyrl_stack.errors import PeerLost, ProfileError
 from skyrl_stack.launch.frozen import require_images
 from skyrl_stack.launch.local import LocalLaunch
 from skyrl_stack.launch.plan.plan import plan
@@ -68,6 +68,7 @@ def _require_usable(profile: Profile, *, dry_run: bool, say: Say) -> None:
     if dry_run and profile.launcher.kind != "slurm":
         raise ProfileError("--dry-run shows what would be submitted, but launcher.kind = 'local' submits nothing")
     require_images(profile)
+    _greet_runtimes(profile, say)
     planned = plan(profile, survey(profile))
     planned.require_fit()
     for finding in planned.findings:
@@ -75,16 +76,36 @@ def _require_usable(profile: Profile, *, dry_run: bool, say: Say) -> None:
             say(f"warning: {finding.text}")
 
 
+def _greet_runtimes(profile: Profile, say: Say) -> None:
+    """See that `runtime.urls` are what they should be, before anything waits for a GPU."""
+    if not profile.runtime.urls:
+        return
+    from skyrl_stack.runtime.external import ExternalRuntime  # knows HTTP, which no other launch needs here
+
+    for runtime in ExternalRuntime.all_of(profile.runtime):
+        try:
+            runtime.greet()
+        except PeerLost as error:
+            if profile.launcher.kind == "local":
+                raise
+            say(f"warning: {error} The trainer's job will see from its node")
+
+
 def _launch(directory: RunDirectory, profile: Profile, *, resume: bool, dry_run: bool, say: Say) -> None:
     say(f"run directory: {directory.path}")
+    if profile.run.runtime_only:
+        directory.keep_api_key()
     if isinstance(profile.launcher, SlurmLauncher):
         slurm = SlurmLaunch(directory, profile, profile.launcher, say, resume=resume)
         if dry_run:
             return slurm.rehearse()
         slurm.run()
+        if profile.run.runtime_only:
+            say(f"key: {directory.api_key_file}; `skyrl-stack status` shows the URLs as soon as it serves")
         return say(f"more: skyrl-stack status|logs|stop {directory.path}")
     try:
         LocalLaunch(directory, profile, say, resume=resume).run()
     finally:
-        print_report(directory)
-        say(f"more: skyrl-stack report {directory.path} --episodes")
+        if "trainer" in profile.roles:
+            print_report(directory)
+            say(f"more: skyrl-stack report {directory.path} --episodes")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from skyrl_stack.errors import PeerLost
 from skyrl_stack.launch.roles import POLL_S, RoleProcesses, signals_raise
-from skyrl_stack.launch.runs import claim
+from skyrl_stack.launch.runs import claim, use_it
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import Launch
 from skyrl_stack.report import read_steps
@@ -41,12 +41,20 @@ class LocalLaunch:
         """
         claim(self.directory, self.launch, self.profile)
         with signals_raise(), self.roles.nothing_left():
-            self._make_tasks()
-            runtime = self._start("runtime")
-            self._await_runtime(runtime)
-            progress = Progress(self.directory, self.say)
-            trainer = self._start("trainer", *(["--resume"] if self.resume else []))
-            self._watch(runtime, trainer, progress)
+            runtime = self._serve() if "runtime" in self.profile.roles else None
+            if "trainer" in self.profile.roles:
+                progress = Progress(self.directory, self.say)
+                trainer = self._start("trainer", *(["--resume"] if self.resume else []))
+                self._watch(runtime, trainer, progress)
+            elif runtime:
+                self.say(f"another launch uses it by {' '.join(use_it(self.directory))}; Ctrl-C ends it")
+                raise self.roles.failure("runtime", runtime.wait())
+
+    def _serve(self) -> subprocess.Popen[bytes]:
+        self._make_tasks()
+        runtime = self._start("runtime")
+        self._await_runtime(runtime)
+        return runtime
 
     def _make_tasks(self) -> None:
         if not self.directory.tasks_file.is_file():
@@ -66,9 +74,11 @@ class LocalLaunch:
                 raise PeerLost(f"the runtime did not start in time; see {self.directory.log('runtime')}")
             time.sleep(POLL_S)
 
-    def _watch(self, runtime: subprocess.Popen[bytes], trainer: subprocess.Popen[bytes], progress: "Progress") -> None:
+    def _watch(
+        self, runtime: subprocess.Popen[bytes] | None, trainer: subprocess.Popen[bytes], progress: "Progress"
+    ) -> None:
         while trainer.poll() is None:
-            if runtime.poll() is not None and not self._is_ending("trainer"):
+            if runtime and runtime.poll() is not None and not self._is_ending("trainer"):
                 raise self.roles.failure("runtime", runtime.returncode)
             progress.show()
             time.sleep(POLL_S)

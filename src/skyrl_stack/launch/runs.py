@@ -13,7 +13,7 @@ from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.render import job_name
 from skyrl_stack.profile import Profile
-from skyrl_stack.records import Failure, Launch
+from skyrl_stack.records import Failure, Heartbeat, Launch
 from skyrl_stack.report import Step, read_steps
 from skyrl_stack.run_directory import Role, RunDirectory
 
@@ -40,6 +40,11 @@ class Run:
     def steps(self) -> list[Step]:
         return read_steps(self.directory) if self.launch else []
 
+    @cached_property
+    def _heartbeats(self) -> list[Heartbeat | None]:
+        """Of each role that the launch started."""
+        return [self.directory.heartbeat(role) for role in self.profile.roles]
+
     @property
     def is_slurm(self) -> bool:
         return self.profile.launcher.kind == "slurm"
@@ -56,7 +61,7 @@ class Run:
         alive = [job.state for job in self.jobs.values() if not job.has_ended]
         if alive:
             return "waiting" if "PENDING" in alive else "running"
-        signs = (*self.jobs, self.failure, *(self.directory.heartbeat(role) for role in ROLES))
+        signs = (*self.jobs, self.failure, *self._heartbeats)
         return self._outcome() if any(signs) else "not started"
 
     @property
@@ -66,8 +71,7 @@ class Run:
     def _state_by_heartbeats(self) -> State:
         if self._shows_life():
             return "running"
-        heartbeats = [self.directory.heartbeat(role) for role in ROLES]
-        ended = all(heartbeat and heartbeat.state in ("ended", "failed") for heartbeat in heartbeats)
+        ended = all(heartbeat and heartbeat.is_over for heartbeat in self._heartbeats)
         return self._outcome() if ended else "unknown"
 
     def _outcome(self) -> State:
@@ -75,8 +79,8 @@ class Run:
             return "stopped" if self.failure.told_to_stop else "failed"
         if any(job.state == "CANCELLED" for job in (self.jobs or {}).values()):
             return "stopped"
-        heartbeat = self.directory.heartbeat("trainer")
-        if heartbeat is None or heartbeat.state != "ended":
+        last = self._heartbeats[-1]  # the trainer's, where there is one
+        if last is None or last.state != "ended":
             return "lost"
         return "finished" if self.steps and self.steps[-1].number >= self.profile.trainer.steps else "stopped"
 
@@ -86,10 +90,9 @@ class Run:
         return bool(processes.survivors(self.launch.launch_id)) if here else self._shows_life()
 
     def _shows_life(self) -> bool:
-        heartbeats = [heartbeat for role in ROLES if (heartbeat := self.directory.heartbeat(role))]
         return any(
-            time.time() - heartbeat.at < self.profile.run.peer_timeout_s and heartbeat.state in ("starting", "ready")
-            for heartbeat in heartbeats
+            heartbeat and time.time() - heartbeat.at < self.profile.run.peer_timeout_s and heartbeat.is_alive
+            for heartbeat in self._heartbeats
         )
 
 
@@ -103,6 +106,12 @@ def look(directories: Iterable[RunDirectory]) -> list[Run]:
 def all_runs(root: Path) -> list[RunDirectory]:
     """Run directories below `root`, the oldest first."""
     return [RunDirectory(file.parent) for file in sorted(root.glob("*/profile.json"))]
+
+
+def use_it(directory: RunDirectory) -> list[str]:
+    """Options by which another launch uses the runtimes of this one, as far as they serve by now."""
+    urls = [endpoint.url for endpoint in directory.endpoints("runtime").values()]
+    return [*(f"--runtime-url {url}" for url in urls), f"--api-key-file {directory.api_key_file}"] if urls else []
 
 
 def claim(directory: RunDirectory, launch: Launch, profile: Profile) -> None:

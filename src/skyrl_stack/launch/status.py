@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from skyrl_stack.errors import RunDirectoryError
-from skyrl_stack.launch.runs import ROLES, Run, all_runs, look
+from skyrl_stack.launch.runs import ROLES, Run, all_runs, look, use_it
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.render import job_name
@@ -48,16 +48,23 @@ def status_lines(run: Run) -> Iterator[str]:
     yield f"state      {run.state}{started} (profile {run.profile.name}, {run.profile.launcher.kind})"
     if run.launch is None:
         return
-    for role in ROLES:
+    for role in ROLES if run.profile.runtime.urls else run.profile.roles:
         yield f"{role:<10} {', '.join(_role_facts(run, role)) or 'no sign of it yet'}"
         yield from _instances(run, role)
+    if options := use_it(run.directory) if run.profile.run.runtime_only and not run.is_over else []:
+        yield f"use it by  {' '.join(options)}"
+    if "trainer" in run.profile.roles:
+        yield from _progress(run)
+    if run.failure:
+        yield f"error      {run.failure.role}: {run.failure.cause}"
+
+
+def _progress(run: Run) -> Iterator[str]:
     episodes = list(read_episodes(run.directory))
     lost = sum(episode.error is not None for episode in episodes)
     yield f"episodes   {len(episodes)} finished{f', {lost} of them lost to infrastructure' if lost else ''}"
     last = f"; the last: {run.steps[-1].one_line()}" if run.steps else ""
     yield f"steps      {run.steps[-1].number if run.steps else 0} of {run.profile.trainer.steps}{last}"
-    if run.failure:
-        yield f"error      {run.failure.role}: {run.failure.cause}"
 
 
 def print_runs(root: Path) -> None:
@@ -79,7 +86,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
         table.add_column(column, overflow="fold")
     for run in runs:
         jobs = " ".join(f"{job.id}:{job.state}" for job in (run.jobs or {}).values())
-        steps = f"{run.steps[-1].number if run.steps else 0}/{run.profile.trainer.steps}"
+        done = run.steps[-1].number if run.steps else 0
+        steps = f"{done}/{run.profile.trainer.steps}" if "trainer" in run.profile.roles else ""
         reward = f"{run.steps[-1].reward_mean:.2f}" if run.steps else ""
         error = Text(run.failure.cause if run.failure else "")
         table.add_row(run.directory.path.name, run.profile.name, run.state, steps, reward, jobs, error)
@@ -89,6 +97,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
 def _role_facts(run: Run, role: Role) -> Iterator[str]:
     if job := (run.jobs or {}).get(role):
         yield from _job_facts(job)
+    elif role not in run.profile.roles:
+        yield "of another launch"
     elif run.is_slurm:
         yield "Slurm does not answer" if run.jobs is None else "no job in the queue"
     heartbeats = run.directory.heartbeats(role)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from skyrl_stack.errors import PeerLost, SandboxLost, StackError
 from skyrl_stack.presence import Presence
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.profile import RunSection
 from skyrl_stack.records import Endpoint, publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.server import Served, serving
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.sweep import make_room
@@ -67,7 +68,7 @@ class Runtime:
         if healed := await asyncio.to_thread(make_room):
             LOG.warning(healed)
         profile, me = self.directory.profile(), presence.me
-        token = secrets.token_urlsafe(32)
+        token = self._token(profile.run)
         endpoint_file = self.directory.endpoint_file("runtime", me.instance)
         provider = PodmanSandboxes(
             f"{me.launch_id}-{me.instance}.{me.restart}",  # Slurm may put two instances on one node
@@ -77,7 +78,14 @@ class Runtime:
             places=profile.runtime.max_sandboxes,
             isolation=profile.runtime.isolation,
         )
-        async with provider as sandboxes, serving(sandboxes, _placed(profile.runtime), token) as served:
+        server = serving(
+            provider,
+            _placed(profile.runtime),
+            token,
+            tasks_file=self.directory.tasks_file,
+            client_timeout_s=profile.run.peer_timeout_s,
+        )
+        async with provider as sandboxes, server as served:
             isolation = sandboxes.rung.isolation if sandboxes.rung else ""
             endpoint = Endpoint(**me.model_dump(), url=served.url, token=token, isolation=isolation)
             publish(endpoint_file, endpoint, mode=0o600)
@@ -89,6 +97,9 @@ class Runtime:
             finally:
                 if read_if_there(endpoint_file, Endpoint) == endpoint:
                     endpoint_file.unlink(missing_ok=True)
+
+    def _token(self, run: RunSection) -> str:
+        return self.directory.api_key_file.read_text() if run.runtime_only else secrets.token_urlsafe(32)
 
     async def _until_stopped(self, sandboxes: PodmanSandboxes, served: Served) -> None:
         while not self._stop.is_set():

@@ -31,6 +31,7 @@ class RuntimeClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._url = endpoint.url
         self._headers = {API_KEY: endpoint.token}
+        self._name = endpoint.client
         self.open = 0
         "Sandboxes started, or being started, and not stopped."
         self._calls: set[asyncio.Future[httpx.Response]] = set()
@@ -66,7 +67,10 @@ class RuntimeClient:
         Raises:
             Full: no place became free in time.
         """
-        body = StartRequest(session_id=secrets.token_hex(16), wait_s=wait_s, **spec.model_dump(exclude_none=True))
+        session_id = secrets.token_hex(16)
+        body = StartRequest(
+            session_id=session_id, client=self._name, wait_s=wait_s, **spec.model_dump(exclude_none=True)
+        )
         self.open += 1
         try:
             request = body.model_dump(exclude_none=True)

@@ -1,33 +1,58 @@
 """The control plane: OpenHands' runtime API. One-line routes; `front.py` has checked the token."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from skyrl_stack import __version__
 from skyrl_stack.runtime.disconnect import unless_disconnected
 from skyrl_stack.runtime.failures import answer_failures
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime.metrics import CONTENT_TYPE
-from skyrl_stack.runtime.wire import RuntimeInfo, RuntimeRequest, StartRequest
+from skyrl_stack.runtime.wire import ClientId, Health, ImageNames, RuntimeInfo, RuntimeRequest, StartRequest, Unknown
 
 _CHUNK = 1 << 20
 
 
-def control_plane(leases: Leases) -> FastAPI:
-    """The application that starts and ends sandboxes."""
+def control_plane(leases: Leases, tasks_file: Path | None) -> FastAPI:
+    """The application that starts and ends sandboxes; `tasks_file` are the tasks whose images this runtime has."""
     app = FastAPI(openapi_url=None)
     answer_failures(app)
 
+    def _health() -> Health:
+        return Health(version=__version__, oldest_wait_s=round(leases.oldest_wait_s, 3), **leases.load().model_dump())
+
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", **leases.load().model_dump(), "oldest_wait_s": round(leases.oldest_wait_s, 3)}
+    async def health() -> Health:
+        return _health()
 
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(leases.metrics(), media_type=CONTENT_TYPE)
+
+    @app.post("/clients/{client}")
+    async def sign_of_life(client: ClientId) -> Health:
+        leases.clients.heard(client)
+        return _health()
+
+    @app.delete("/clients/{client}")
+    async def leave(client: ClientId) -> dict[str, str]:
+        await leases.end_client(client)
+        return {"status": "left"}
+
+    @app.get("/tasks")
+    async def tasks() -> Response:
+        if tasks_file is None or not tasks_file.is_file():
+            raise Unknown("this runtime has no task file")
+        return Response(await asyncio.to_thread(tasks_file.read_bytes), media_type="application/jsonl")
+
+    @app.post("/images/lacking")
+    async def lacking(body: ImageNames) -> ImageNames:
+        return ImageNames(references=tuple(await leases.lacking_images(body.references)))
 
     @app.get("/images")
     async def images(reference: Annotated[list[str], Query(min_length=1)]) -> StreamingResponse:

@@ -5,6 +5,7 @@ for one sandbox; so no route can forget to ask for the token, and no body is rea
 """
 
 import hmac
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
@@ -24,11 +25,11 @@ BODY_LIMIT = 4 << 20
 class Front:
     """The application of all ports of a runtime. The control plane's is `port`."""
 
-    def __init__(self, leases: Leases, *, token: str, port: int) -> None:
+    def __init__(self, leases: Leases, *, token: str, port: int, tasks_file: Path | None) -> None:
         self._leases = leases
         self._token = token
         self._port = port
-        self._control: ASGIApp = control_plane(leases)
+        self._control: ASGIApp = control_plane(leases, tasks_file)
         self._data: ASGIApp = data_plane()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Load
+from skyrl_stack.runtime.clients import Clients
 from skyrl_stack.runtime.commands import Commands
 from skyrl_stack.runtime.metrics import Metrics
 from skyrl_stack.runtime.places import Places
 from skyrl_stack.runtime.wire import Conflict, Full, RuntimeInfo, StartRequest, Unknown
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
 
@@ -40,6 +41,8 @@ class Lease:
     host: str
     port: int
     duration_s: float
+    client: str | None = None
+    "Without whom it ends, whatever its duration; None where the whole runtime ends with its one trainer."
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     status: Literal["running", "paused"] = "running"
 
@@ -87,7 +90,10 @@ class Leases:
     `listen` serves the data plane on one more port.
     """
 
-    def __init__(self, sandboxes: PodmanSandboxes, section: RuntimeSection, listen: Listen) -> None:
+    def __init__(
+        self, sandboxes: PodmanSandboxes, section: RuntimeSection, listen: Listen, *, client_timeout_s: float
+    ) -> None:
+        self.clients = Clients(client_timeout_s)
         self._sandboxes = sandboxes
         self._section = section
         self._listen = listen
@@ -112,6 +118,10 @@ class Leases:
     async def save_images(self, references: Sequence[str]) -> Path:
         """See `PodmanSandboxes.save_images`."""
         return await self._sandboxes.save_images(references)
+
+    async def lacking_images(self, references: Sequence[str]) -> list[str]:
+        """See `PodmanSandboxes.lacking_images`."""
+        return await self._sandboxes.lacking_images(references)
 
     def load(self) -> Load:
         """How full the runtime is; one that is being started counts as alive."""
@@ -161,6 +171,8 @@ class Leases:
             Full: no place became free in time.
             SandboxStartFailed: Podman refused.
         """
+        if request.client:
+            self.clients.heard(request.client)
         if existing := self._find(lambda lease: lease.session_id == request.session_id):
             if existing.request != request:
                 raise Conflict(f"session {request.session_id} has a sandbox already, by a request that differs")
@@ -189,6 +201,11 @@ class Leases:
     async def end_all(self) -> None:
         """Remove every sandbox that there is now."""
         await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values())))
+
+    async def end_client(self, client: str) -> None:
+        """Remove every sandbox of a client; one that is being started for it follows."""
+        self.clients.leaves(client)
+        await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values()) if lease.client == client))
 
     def _find(self, matches: Callable[[Lease], bool]) -> Lease | None:
         return next(filter(matches, self._leases.values()), None)
@@ -240,13 +257,19 @@ class Leases:
             host=section.host,
             port=listener.sockets[0].getsockname()[1],
             duration_s=request.lease_s or section.lease_s,
+            client=request.client,
         )
 
     async def _reap(self) -> None:
         """End the leases that are over."""
         while True:
             await asyncio.sleep(REAP_INTERVAL_S)
-            for lease in [lease for lease in self._leases.values() if lease.is_over]:
-                LOG.warning("sandbox %s: nobody called for %g s; removed", lease.id, lease.duration_s)
+            for lease, why in [(lease, why) for lease in self._leases.values() if (why := self._why_over(lease))]:
+                LOG.warning("sandbox %s: %s; removed", lease.id, why)
                 with suppress(Exception):  # one that will not go must not keep the others; the run's end takes it
                     await self.end(lease)
+
+    def _why_over(self, lease: Lease) -> str | None:
+        if lease.client and self.clients.is_gone(lease.client):
+            return f"its client {lease.client} is gone"
+        return f"nobody called for {lease.duration_s:g} s" if lease.is_over else None

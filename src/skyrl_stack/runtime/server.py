@@ -6,14 +6,15 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from skyrl_stack.profile import RuntimeSection
 from skyrl_stack.records import Load
 from skyrl_stack.runtime.front import Front
 from skyrl_stack.runtime.leases import Leases
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
 _KEEP_ALIVE_S = 600
@@ -77,14 +78,21 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(sandboxes: PodmanSandboxes, section: RuntimeSection, token: str) -> AsyncIterator[Served]:
+async def serving(
+    sandboxes: PodmanSandboxes,
+    section: RuntimeSection,
+    token: str,
+    *,
+    tasks_file: Path | None = None,
+    client_timeout_s: float = 30.0,
+) -> AsyncIterator[Served]:
     """Serve both planes while the block runs. At its end every sandbox is removed."""
     place = open_port(section.host)
     port = place.getsockname()[1]
-    leases = Leases(sandboxes, section, lambda: server.listen(section.host))
+    leases = Leases(sandboxes, section, lambda: server.listen(section.host), client_timeout_s=client_timeout_s)
     server = _Server(
         uvicorn.Config(
-            Front(leases, token=token, port=port),
+            Front(leases, token=token, port=port, tasks_file=tasks_file),
             access_log=False,
             log_config=None,
             log_level="warning",

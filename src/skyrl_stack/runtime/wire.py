@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from skyrl_stack.errors import RuntimeUnavailable, SandboxExpired, SandboxLost, SandboxStartFailed
+from skyrl_stack.records import Load
 from skyrl_stack.sandbox.contract import Excess, FileMissing
 
 API_KEY = "X-API-Key"
@@ -55,6 +56,24 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
+ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+"A name that a trainer of another launch gives itself."
+
+
+class Health(Load):
+    """What a runtime is, and how full."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    "Of skyrl-stack."
+    oldest_wait_s: float = 0.0
+    "Of the starts that wait for a place."
+
+
+class ImageNames(_Body):
+    references: tuple[str, ...]
+
+
 class StartRequest(_Body):
     image: str = Field(min_length=1)
     session_id: str = Field(min_length=1, max_length=200)
@@ -63,6 +82,8 @@ class StartRequest(_Body):
     workdir: str | None = None
     "Ours: taken as it is, and before `working_dir`."
     environment: dict[Variable, str] = Field(default_factory=dict)
+    client: ClientId | None = None
+    "Whose sandbox it is: it ends when no sign of life of that client comes any more."
     lease_s: float | None = Field(default=None, gt=0)
     wait_s: float | None = Field(default=None, gt=0)
     "How long to wait for a place, `runtime.start_timeout_s` at most."

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.profile import Isolation
+from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.namespaces import id_map
 
 LOG = logging.getLogger(__name__)

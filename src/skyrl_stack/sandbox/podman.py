@@ -17,7 +17,7 @@ from podman import PodmanClient
 from podman.errors import APIError
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
-from skyrl_stack.profile import Isolation
+from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import CommandResult, FileMissing, SandboxSpec
@@ -295,6 +295,18 @@ class PodmanSandboxes:
                 raise
             raise SandboxStartFailed(f"cannot save images: {' '.join(str(error.explanation).split())}") from error
         return archive
+
+    async def lacking_images(self, references: Sequence[str]) -> list[str]:
+        """Those of `references` that no sandbox could be started from.
+
+        Raises:
+            SandboxLost: Podman is gone.
+        """
+        if self._service is None:
+            raise SandboxLost("the provider is closed")
+        return await self._service.call(
+            lambda client: [reference for reference in references if not client.images.exists(reference)]
+        )
 
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""

@@ -9,7 +9,7 @@ A line holds for the row that it was found for: the row's digest is in it, so a 
 import getpass
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,3 +112,17 @@ def require_verified(path: Path, found: Standing, *, unverified: bool) -> None:
         )
     if not found.accepted + found.unverified:
         raise ProfileError(f"tasks.file = {path}: no task to train on; {found.quarantined} are quarantined")
+
+
+def trainable_tasks(path: Path, say: Callable[[str], None], *, unverified: bool) -> list[Task]:
+    """The tasks of `path` that may be trained on: without those that are quarantined.
+
+    Raises:
+        TaskError: it is missing, or a row is not a task; names the line.
+        ProfileError: as `require_verified`.
+    """
+    found = standing(path)
+    require_verified(path, found, unverified=unverified)
+    if found.quarantined:
+        say(f"{path}: {found.quarantined} quarantined tasks left out")
+    return [task for task, verification in verified_tasks(path) if not verification or verification.accepted]

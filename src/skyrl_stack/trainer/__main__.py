@@ -17,6 +17,7 @@ from skyrl_stack.presence import Presence
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import write_atomic
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.runtime.stand_in import standing_in
 from skyrl_stack.tasks.task import read_tasks
 from skyrl_stack.trainer import cluster, dataset, gpus, options
 from skyrl_stack.trainer.checkpoints import ranks_of, repair_marker, steps_done
@@ -58,6 +59,7 @@ def train(directory: RunDirectory, *, resume: bool) -> None:
         Presence(directory, "trainer", "runtime", on_lost=ending.peer_lost) as presence,
         ending,
         cluster.private_directory(launch.launch_id, directory.path) as private,
+        standing_in(directory),
     ):
         gpus.use_given_gpus()
         # Where the runtime may be back, this role's job knows how long to wait for it.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from skyrl_stack.grading.grade import Grade, grade, grade_untouched
 from skyrl_stack.grading.start import set_up
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import FileMissing, SandboxProvider, SandboxSpec
 from skyrl_stack.tasks.manifest import Check, Verification, digest_of
 from skyrl_stack.tasks.task import REPOSITORY, Task

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from skyrl_stack.errors import InfrastructureError
 from skyrl_stack.factory.obtain import ensure_images
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.manifest import Verification, digest_of, manifest_of, read_manifest

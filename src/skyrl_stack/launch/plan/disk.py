@@ -45,7 +45,6 @@ def disk(profile: Profile, survey: Survey) -> Iterator[Need | Finding]:
         yield Need("disk: checkpoints", f"{gb(saves * one)} ({saves} × {gb(one)})", "the same")
         yield from _room(profile, survey, saves, one, trajectories)
     yield from _files(survey, EPISODE_FILES * episodes + saves * CHECKPOINT_FILES_PER_RANK * ranks.total)
-    yield from _images(profile)
 
 
 def _room(profile: Profile, survey: Survey, saves: int, one: float, rest: float) -> Iterator[Finding]:
@@ -69,7 +68,7 @@ def _files(survey: Survey, files: int) -> Iterator[Need | Finding]:
         yield Finding("error", f"the run makes {files} files, but only {free} more can be made for run.root: move it")
 
 
-def _images(profile: Profile) -> Iterator[Need]:
+def images(profile: Profile) -> Iterator[Need]:
     """All nodes may come to hold all images; the runtime evicts what is unused when its disk is full."""
     tasks, launcher = profile.tasks, profile.launcher
     if tasks.file is not None or not isinstance(launcher, SlurmLauncher):

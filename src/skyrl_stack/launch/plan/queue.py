@@ -14,12 +14,10 @@ from skyrl_stack.run_directory import Role
 from skyrl_stack.section import did_you_mean
 from skyrl_stack.site import JobSection, SlurmLauncher, clock
 
-ROLES: tuple[Role, Role] = ("runtime", "trainer")
 
-
-def queue(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]:
-    """Both jobs against what Slurm says."""
-    for role in ROLES:
+def queue(launcher: SlurmLauncher, started: Sequence[Role], survey: Survey) -> Iterator[Need | Finding]:
+    """The jobs of the roles that are started against what Slurm says."""
+    for role in started:
         job = launcher.job(role)
         gpus = f", {job.gpus} GPUs" if job.gpus else ""
         asked = f"{job.nodes} × ({job.cpus} cores, {job.memory_gb} GB{gpus}) for {job.time_limit}"
@@ -27,11 +25,12 @@ def queue(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]:
         yield Need(f"{role}'s job", asked, _offer(job, offered))
         if survey.partitions is not None:
             yield from _partition(role, job, survey.partitions, offered)
-    yield from _array(launcher, survey.array_size)
+    if "runtime" in started:
+        yield from _array(launcher, survey.array_size)
     if survey.partitions is None:
         yield Finding("note", "Slurm does not say what its partitions offer; they are not checked")
     else:
-        yield from _limits(launcher, survey)
+        yield from _limits(launcher, started, survey)
 
 
 def _offer(job: JobSection, offered: Sequence[Partition]) -> str:
@@ -100,10 +99,10 @@ def _array(launcher: SlurmLauncher, most: int | None) -> Iterator[Need | Finding
         )
 
 
-def _limits(launcher: SlurmLauncher, survey: Survey) -> Iterator[Need | Finding]:
-    """The limits that hold for each of the two jobs, and for both together where they share one."""
+def _limits(launcher: SlurmLauncher, started: Sequence[Role], survey: Survey) -> Iterator[Need | Finding]:
+    """The limits that hold for each of the jobs, and for both together where they share one."""
     for limit in survey.limits:
-        roles: list[Role] = [role for role in ROLES if _holds(limit, launcher, role, survey)]
+        roles: list[Role] = [role for role in started if _holds(limit, launcher, role, survey)]
         if not roles:
             continue
         name = f"{'account' if limit.kind == 'association' else 'QOS'} {limit.name}"

@@ -12,11 +12,19 @@ CROWDED = 8
 
 def sandboxes(profile: Profile) -> Iterator[Need | Finding]:
     """What the episodes of a step need, and what the runtime's nodes offer them."""
-    trainer, runtime = profile.trainer, profile.runtime
-    job = profile.launcher.runtime if isinstance(profile.launcher, SlurmLauncher) else None
-    nodes, places, at_once = profile.runtime_nodes, profile.sandboxes, trainer.concurrent_episodes
-    per_step = trainer.tasks_per_step * trainer.rollouts_per_task
+    nodes, places, runtime = profile.runtime_nodes, profile.sandboxes, profile.runtime
     where = f"{places} ({nodes} × {runtime.max_sandboxes})"
+    if profile.is_coupled:
+        yield from _rollouts(profile, nodes, places, where)
+    else:
+        yield Need("sandboxes at once", "as its users need", where)
+    if isinstance(profile.launcher, SlurmLauncher):
+        yield from _node(profile, profile.launcher.runtime)
+
+
+def _rollouts(profile: Profile, nodes: int, places: int, where: str) -> Iterator[Need | Finding]:
+    trainer, runtime, at_once = profile.trainer, profile.runtime, profile.trainer.concurrent_episodes
+    per_step = trainer.tasks_per_step * trainer.rollouts_per_task
     yield Need("sandboxes at once", f"{at_once}, of {per_step} episodes a step", where)
     if at_once > per_step:
         yield Finding(
@@ -31,8 +39,6 @@ def sandboxes(profile: Profile) -> Iterator[Need | Finding]:
             f"runtime.max_sandboxes = {runtime.max_sandboxes}{each}, but {at_once} episodes at once "
             f"(trainer.concurrent_episodes) use one each",
         )
-    if job:
-        yield from _node(profile, job)
 
 
 def _node(profile: Profile, job: JobSection) -> Iterator[Need | Finding]:
@@ -45,7 +51,7 @@ def _node(profile: Profile, job: JobSection) -> Iterator[Need | Finding]:
         yield Need("  memory of a node", needed, f"{job.memory_gb} GB asked for")
         if needed_gb > job.memory_gb:
             fitting = job.memory_gb * 1024 // runtime.memory_mb
-            enough = fitting * job.nodes >= profile.trainer.concurrent_episodes
+            enough = fitting * job.nodes >= (profile.trainer.concurrent_episodes if profile.is_coupled else 1)
             yield Finding(
                 "error",
                 f"runtime.max_sandboxes = {places} of {runtime.memory_mb} MB may use more than "

@@ -14,7 +14,8 @@ def tasks(profile: Profile, survey: Survey) -> Iterator[Need | Finding]:
     file, found = profile.tasks.file, survey.standing
     if file is None or found is None:
         return
-    yield Need("tasks", f"{profile.trainer.tasks_per_step} a step", f"{sum(found)}, {found.unverified} never verified")
+    needed = f"{profile.trainer.tasks_per_step} a step" if "trainer" in profile.roles else "as its users need"
+    yield Need("tasks", needed, f"{sum(found)}, {found.unverified} never verified")
     try:
         require_verified(file, found, unverified=profile.tasks.unverified)
     except ProfileError as error:

@@ -37,6 +37,7 @@ class Peer:
         self.directory = directory
         self.role: Role = role
         self._name = job_name(role, launch_id)
+        self._is_of_launch = profile.is_coupled
         self._may_return = profile.goes_on
         # Until both have met, which takes as long as Slurm needs to start them, there is nothing to hold.
         self._patience_s = max(profile.run.start_timeout_s, profile.run.hold_s)
@@ -60,6 +61,8 @@ class Peer:
             PeerLost: it will not be back.
             GoesBack: it may be back, but not soon.
         """
+        if not self._is_of_launch:  # a runtime of another launch is the trainer's own business
+            return
         was_there = bool(self.directory.heartbeats(self.role))
         if living := self._watch.living():
             self._patience_s = self._hold_s

@@ -46,7 +46,7 @@ def render(
             account=launcher.account,
             modules=launcher.modules,
             environment=_environment(launcher, role),
-            requeue=run.requeue,
+            requeue=run.is_requeued,
             notice_s=run.notice_s,
             log=JOB_LOGS[role],
             launch_id=launch_id,

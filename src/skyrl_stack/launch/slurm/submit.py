@@ -7,7 +7,7 @@ from shlex import join
 
 from skyrl_stack.errors import RunDirectoryError, SlurmRefused, StackError
 from skyrl_stack.launch.roles import signals_ignored, signals_raise
-from skyrl_stack.launch.runs import ROLES, claim, look
+from skyrl_stack.launch.runs import claim, look
 from skyrl_stack.launch.slurm import client
 from skyrl_stack.launch.slurm.render import job_name, render
 from skyrl_stack.profile import Profile, override_profile
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class SlurmLaunch:
-    """One launch of one run directory as two Slurm jobs."""
+    """One launch of one run directory as a Slurm job for each role."""
 
     directory: RunDirectory
     profile: Profile
@@ -31,17 +31,18 @@ class SlurmLaunch:
     _in_queue: list[Role] = field(default_factory=list)
 
     def run(self) -> None:
-        """Submit both jobs and return.
+        """Submit the jobs and return.
 
         Raises:
-            SlurmRefused: one was refused; neither is left in the queue.
+            SlurmRefused: one was refused; none is left in the queue.
             StackError: see the line.
         """
         self._write()
         with signals_raise():
             try:
-                runtime = self._submit("runtime")
-                self._submit("trainer", after=self._starts(runtime))
+                after: list[str] = []
+                for role in self.profile.roles:
+                    after = self._starts(role, self._submit(role, after=after))
             except BaseException as error:
                 outcome = self._take_back()
                 if isinstance(error, StackError):
@@ -51,18 +52,19 @@ class SlurmLaunch:
     def rehearse(self) -> None:
         """Write what would be submitted, and print it."""
         self._write()
-        for role in ROLES:
+        for role in self.profile.roles:
             script = self.directory.batch_script(role)
             self.say(f"# {script}\n{script.read_text()}")
-        for role in ROLES:
-            after = self._starts("RUNTIME_JOB_ID") if role == "trainer" else ()
+        after: list[str] = []
+        for role in self.profile.roles:
             script, tasks = self.directory.batch_script(role), self._tasks(role)
             self.say(join(client.submit_command(script, self.directory.path, after=after, tasks=tasks)))
+            after = self._starts(role, f"{role.upper()}_JOB_ID")
 
     def _write(self) -> None:
         claim(self.directory, self.launch, self.profile)
         self.directory.batch_script("runtime").parent.mkdir(exist_ok=True)
-        for role in ROLES:
+        for role in self.profile.roles:
             text = render(
                 role,
                 self.launcher,
@@ -80,10 +82,10 @@ class SlurmLaunch:
         nodes = self.launcher.runtime.nodes
         return range(nodes) if role == "runtime" and nodes > 1 else None
 
-    def _starts(self, runtime: str) -> list[str]:
-        """The jobs of which the first to start lets the trainer start."""
-        tasks = self._tasks("runtime")
-        return [f"{runtime}_{task}" for task in tasks] if tasks else [runtime]
+    def _starts(self, role: Role, job_id: str) -> list[str]:
+        """The jobs of `role`, of which the first to start lets the next role start."""
+        tasks = self._tasks(role)
+        return [f"{job_id}_{task}" for task in tasks] if tasks else [job_id]
 
     def _submit(self, role: Role, after: Sequence[str] = ()) -> str:
         self._in_queue.append(role)  # until it is known that it is not
