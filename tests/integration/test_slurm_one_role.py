@@ -1,27 +1,13 @@
 """Two launches of one role each on a real Slurm: a runtime that serves on, and a trainer that cannot go on without."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from slurm_cluster import missing, running_cluster
-from test_slurm import DEV, SMALL, Site
+from slurm_site import DEV, SMALL, Site
 
-from lanes import cannot_run
 from skyrl_stack.launch import processes
 from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.tasks.task import read_tasks
 
 pytestmark = [pytest.mark.slurm, pytest.mark.podman, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def site(inflection_tasks: list[Task], tmp_path: Path) -> Iterator[Site]:
-    assert inflection_tasks
-    if lacking := missing():
-        cannot_run(f"a private Slurm needs {', '.join(lacking)}: run scripts/setup-slurm as root")
-    with running_cluster() as cluster:
-        yield Site(cluster, tmp_path)
 
 
 def launch(site: Site, *options: str) -> tuple[RunDirectory, str]:
