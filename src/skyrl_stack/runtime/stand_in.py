@@ -41,6 +41,8 @@ def standing_in(directory: RunDirectory) -> Iterator[None]:
         yield
         return
     me = Incarnation.here(directory.launch().launch_id)
+    for instance in range(len(runtimes)):  # of a start that was killed: old signs of life are none
+        directory.heartbeat_file("runtime", instance).unlink(missing_ok=True)
     loads = [_meet(runtime, profile.run.peer_timeout_s) for runtime in runtimes]
     _provide_tasks(directory, profile, runtimes)
     _say_if_full(profile, loads)
@@ -67,16 +69,14 @@ class StandIn:
             **self._me.model_dump(), url=self._runtime.url, token=self._runtime.key, client=self._client
         )
         publish(self._directory.endpoint_file("runtime", self._me.instance), endpoint, mode=0o600)
-        self._beat("ready", self._load)
+        self._beat(self._load)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._directory.endpoint_file("runtime", self._me.instance).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._beat("ended")
+        self._remove()
 
     def _keep(self) -> None:
         """Its silence is what is noticed; who notices it is `Presence`."""
@@ -91,14 +91,19 @@ class StandIn:
                 answers = False
                 continue
             with suppress(OSError):
-                self._beat("ready", load)
+                self._beat(load)
         if answers:
             with suppress(StackError):
                 self._runtime.leave(self._client)
 
-    def _beat(self, state: str, load: Load | None = None) -> None:
-        record = {**self._me.model_dump(), "state": state, "load": load, "host": urlsplit(self._runtime.url).hostname}
+    def _beat(self, load: Load) -> None:
+        record = {**self._me.model_dump(), "load": load, "host": urlsplit(self._runtime.url).hostname}
         publish(self._directory.heartbeat_file("runtime", self._me.instance), Heartbeat.model_validate(record))
+
+    def _remove(self) -> None:
+        """It has not ended, we have: a trainer that Slurm starts again must not take it for lost."""
+        for file in (self._directory.endpoint_file, self._directory.heartbeat_file):
+            file("runtime", self._me.instance).unlink(missing_ok=True)
 
 
 def _meet(runtime: ExternalRuntime, patience_s: float) -> Load:
