@@ -43,8 +43,8 @@ class Bridge:
         Raises:
             Halted: the episode is over, or this call ended it.
         """
-        future = self._submit(work)
         started = time.monotonic()
+        future = self._submit(work)
         with TURNS.given_up():
             done, _ = wait([future], timeout=max(0.0, self._deadline - started))
             self.seconds[stage] += time.monotonic() - started
