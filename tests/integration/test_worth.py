@@ -16,7 +16,7 @@ from skyrl_stack.errors import SandboxLost, ToolFailed, TrainingStopped
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.trainer.agent_loop import Masked, stopping_the_run, to_outputs
+from skyrl_stack.trainer.agent_loop import Masked, stopping_the_run, surroundings, to_outputs
 from skyrl_stack.trainer.groups import GroupBuffer
 
 TALK = "Nothing is wrong."
@@ -131,3 +131,18 @@ def test_a_tool_that_cannot_run_stops_the_run_at_its_first_group(buffer: GroupBu
     assert failure and (failure.role, failure.cause) == ("trainer", "tool old: ImportError: x")
     with pytest.raises(TrainingStopped, match="tool old: ImportError: x"):
         ended(buffer, "first", kept=3)
+
+
+def test_what_episodes_share_is_made_once_for_all_that_begin_together(directory: RunDirectory) -> None:
+    directory.tasks_file.write_text(f"{TASK.model_dump_json()}\n")
+
+    async def shared() -> Any:
+        path = str(directory.path)
+        first, cancelled = asyncio.create_task(surroundings(path)), asyncio.create_task(surroundings(path))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        return await first, await surroundings(path)
+
+    first, again = asyncio.run(shared())
+    assert first is again
+    assert list(first.tasks) == [TASK.instance_id]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skyrl_stack.episode.episode import run_episode
 from skyrl_stack.episode.record import Episode
-from skyrl_stack.errors import InfrastructureError, ProfileError
+from skyrl_stack.errors import InfrastructureError, ProfileError, StackError
 from skyrl_stack.evaluation.endpoint import Endpoint, open_client
 from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.profile import Profile
@@ -107,6 +107,7 @@ class Evaluation:
         Raises:
             SetupError: an image or Podman is missing.
             InfrastructureError: too many episodes in a row were lost.
+            ToolFailed: a tool of the agent cannot run.
         """
         tasks = list(read_tasks(self.directory.tasks_file))
         done = {(one.instance_id, one.repetition) for one in self.attempts() if not one.error}
@@ -183,7 +184,7 @@ class _Players:
             async with asyncio.TaskGroup() as group:
                 for number, (task, repetition) in enumerate(rest, 1):
                     group.create_task(one(number, task, repetition))
-        except* InfrastructureError as errors:
+        except* StackError as errors:
             raise errors.exceptions[0] from None
 
     async def _episode(self, task: Task, repetition: int) -> str:
