@@ -20,11 +20,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from skyrl_stack.sandbox.container import Container, Layers, Refused
 from skyrl_stack.sandbox.namespaces import join
+from skyrl_stack.sandbox.syscalls import leave_session_keyring
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _EXIT_PATIENCE_S = 2.0
@@ -183,6 +185,8 @@ def _serve(directory: Path, path: str, runtime: str) -> None:
     directory.mkdir(mode=0o700)
     os.chdir(directory)
     os.umask(0)
+    with suppress(OSError):  # where there are no keyrings, there is none to see
+        leave_session_keyring()
     broker = Broker([runtime, "--root", str(directory / "state")])
     server = _Server(path, broker)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -5,6 +5,7 @@
 """
 
 import errno
+import itertools
 import json
 import os
 import select
@@ -64,7 +65,7 @@ class Container:
         self._runtime = runtime
         self._life = -1
         self._root = -1
-        self._processes = 0
+        self._calls = itertools.count()
 
     def start(self, lower: str, config: Mapping[str, Any], files: Mapping[str, str], workdir: str) -> None:
         """Mount its file system and start process 1."""
@@ -85,7 +86,9 @@ class Container:
         except OSError as error:
             raise Refused("failed", f"working directory {workdir}: {error.strerror}") from error
         null = subprocess.DEVNULL
-        self.pid = self._call("run", "--detach", "--bundle", self.id, streams=(null, null, null))
+        # A keyring each would be too many: a user has 200 keys. All have the broker's, which is empty.
+        options = ("--detach", "--no-new-keyring", "--bundle", self.id)
+        self.pid = self._call("run", *options, streams=(null, null, null))
         self._life = os.pidfd_open(self.pid)
 
     @property
@@ -99,16 +102,11 @@ class Container:
     def execute(self, process: Mapping[str, Any], streams: tuple[int, int, int]) -> int:
         """Start a process on the three streams; returns its id, as the cell counts. It becomes our child."""
         self.require_running()
-        self._processes += 1
-        file = Path(self.id, f"process-{self._processes}.json")
-        file.write_text(json.dumps(process))
         try:
-            return self._call("exec", "--detach", "--process", str(file), streams=streams)
+            return self._call("exec", "--detach", streams=streams, process=process)
         except Refused:
             self.require_running()
             raise
-        finally:
-            file.unlink()
 
     def require_running(self) -> None:
         if not self.is_running:
@@ -182,18 +180,28 @@ class Container:
             unmount(f"{self.id}/root")
         shutil.rmtree(self.id, ignore_errors=True)
 
-    def _call(self, action: str, *options: str, streams: tuple[int, int, int]) -> int:
-        """Have the runtime start a process; returns its id."""
-        log, pid = Path(self.id, "log"), Path(self.id, "pid")
+    def _call(
+        self, action: str, *options: str, streams: tuple[int, int, int], process: Mapping[str, Any] | None = None
+    ) -> int:
+        """Have the runtime start a process; returns its id. Calls of several threads have files of their own."""
+        directory = Path(self.id, f"call-{next(self._calls)}")
+        directory.mkdir()
+        log, pid, description = directory / "log", directory / "pid", directory / "process.json"
+        if process is not None:
+            description.write_text(json.dumps(process))
+            options = (*options, "--process", str(description))
         argv = [*self._runtime, "--log", str(log), "--log-format", "json", action, *options]
         stdin, stdout, stderr = streams
-        done = subprocess.run(
-            [*argv, "--pid-file", str(pid), self.id], stdin=stdin, stdout=stdout, stderr=stderr, check=False
-        )
-        if done.returncode:
-            said = log.read_text().splitlines() if log.exists() else []
-            raise Refused("failed", json.loads(said[-1])["msg"] if said else f"{argv[0]} {action} failed")
-        return int(pid.read_text())
+        try:
+            done = subprocess.run(
+                [*argv, "--pid-file", str(pid), self.id], stdin=stdin, stdout=stdout, stderr=stderr, check=False
+            )
+            if done.returncode:
+                said = log.read_text().splitlines() if log.exists() else []
+                raise Refused("failed", json.loads(said[-1])["msg"] if said else f"{argv[0]} {action} failed")
+            return int(pid.read_text())
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _directory(self, path: PurePosixPath) -> int:
         """A directory of the container, opened; it and its parents are made where they are not there."""

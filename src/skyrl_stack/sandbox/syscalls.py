@@ -1,10 +1,11 @@
-"""System calls that Python lacks: overlay mounts, and opening a file with a directory as root.
+"""System calls that Python lacks: overlay mounts, opening a file with a directory as root, keyrings.
 
-Source: mount(2), umount2(2), openat2(2).
+Source: mount(2), umount2(2), openat2(2), keyctl(2).
 """
 
 import ctypes
 import os
+import platform
 import struct
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -12,6 +13,8 @@ _OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 _MNT_DETACH = 2
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
 def mount_overlay(target: str, options: str) -> None:
@@ -34,6 +37,16 @@ def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
     opened = _LIBC.syscall(_OPENAT2, root, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), len(how))
     _check(opened, path)
     return int(opened)
+
+
+def leave_session_keyring() -> None:
+    """Have an empty session keyring from now on, as all children will, in place of the user's own.
+
+    Raises:
+        OSError: as of keyctl(2); this machine or its seccomp filter has no keyrings.
+    """
+    number = _KEYCTL.get(platform.machine(), -1)
+    _check(_LIBC.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None), "session keyring")
 
 
 def _check(result: int, path: str) -> None:
