@@ -234,7 +234,7 @@ async def measure(arguments: argparse.Namespace) -> Results:
     image = arguments.image or json.loads((store / "overlay-images/images.json").read_bytes())[0]["names"][0]
     section = RuntimeSection(max_sandboxes=arguments.alive + 1, lease_s=3600)
     async with AsyncExitStack() as stack:
-        sandboxes = PodmanSandboxes(secrets.token_hex(8), image_stores=[store], places=arguments.alive + 1)
+        sandboxes = PodmanSandboxes(secrets.token_hex(8), image_stores=[store])
         podman = await stack.enter_async_context(sandboxes)
         served = await stack.enter_async_context(serving(podman, section, TOKEN))
         client = RuntimeClient(Endpoint(launch_id="benchmark", url=served.url, token=TOKEN))

@@ -74,8 +74,7 @@ async def play(profile: Profile, tokenizer: Any) -> list[Trajectory]:
     """Each script's trace on each task of the profile, in sandboxes of this process."""
     started = time.monotonic()
     tasks = list(read_tasks(await make_tasks(profile.tasks, cache_dir())))
-    stores, places = [image_store_path()], profile.runtime.max_sandboxes
-    async with PodmanSandboxes(secrets.token_hex(8), image_stores=stores, places=places) as podman:
+    async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as podman:
         traces = await Classroom(podman, profile).traces(tasks, tokenizer)
     longest = max(len(trace.prompt_ids) + len(trace.response_ids) for trace in traces)
     seconds = time.monotonic() - started

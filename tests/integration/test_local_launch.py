@@ -76,7 +76,8 @@ def a_checkpoint_is_evaluated(directory: RunDirectory, workplace: Path) -> None:
     assert RunDirectory(out).profile().agent == directory.profile().agent
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["attempts"], summary["lost"], summary["model"]) == (2, 0, "global_step_3")
-    assert sum(episode.sampled_tokens for episode in read_episodes(RunDirectory(out))) == summary["completion_tokens"]
+    episodes = [json.loads(file.read_bytes()) for file in RunDirectory(out).episodes.glob("*.json")]
+    assert sum(episode["sampled_tokens"] for episode in episodes) == summary["completion_tokens"]
 
 
 def kill_role(role: str) -> Callable[[subprocess.Popen[str], RunDirectory], None]:

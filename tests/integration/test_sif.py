@@ -55,7 +55,7 @@ async def main():
     async with ImageStore() as images:
         if not await images.has("localhost/probe:1"):
             await images.import_rootfs(Path(sys.argv[1]), "localhost/probe:1")
-    async with PodmanSandboxes(f"sif-{time.time_ns():x}", image_stores=[image_store_path()], places=1) as sandboxes:
+    async with PodmanSandboxes(f"sif-{time.time_ns():x}", image_stores=[image_store_path()]) as sandboxes:
         sandbox = await sandboxes.start(SandboxSpec(image="localhost/probe:1"))
         await sandbox.write_file("/root/x", b"written")
         result = await sandbox.run("id -u; cat /root/x")

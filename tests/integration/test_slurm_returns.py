@@ -139,5 +139,6 @@ def test_a_file_system_that_shows_changes_late_ends_nothing(site: Site) -> None:
         assert directory.failure() is None
         site.cluster.run("scancel", site.job(directory, "trainer").id)
         site.wait_until_both_ended(directory)
+        site.wait(directory.failure, 2 * lag.up_to_s, "the failure's record", directory)
         failure = directory.failure()
         assert failure and failure.role == "trainer" and failure.cause.startswith("stopped by SIGTERM")

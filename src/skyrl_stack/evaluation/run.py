@@ -120,7 +120,6 @@ class Evaluation:
             secrets.token_hex(8),
             image_stores=[image_store_path()],
             run_directory=str(self.directory.path),
-            places=at_once,
             isolation=profile.runtime.isolation,
         )
         async with provider as sandboxes, open_client(endpoint) as http:

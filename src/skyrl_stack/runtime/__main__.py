@@ -75,7 +75,6 @@ class Runtime:
             image_stores=[image_store_path()],
             run_directory=str(self.directory.path),
             output_limit=profile.runtime.output_limit_kb * 1024,
-            places=profile.runtime.max_sandboxes,
             isolation=profile.runtime.isolation,
         )
         server = serving(

@@ -74,7 +74,7 @@ class Container:
             (bundle / name).mkdir(parents=True)
         for name, text in files.items():
             (bundle / name).write_text(text)
-        (bundle / "config.json").write_text(json.dumps(config))
+        (bundle / "config.json").write_text(json.dumps(in_user_namespace(config)))
         # userxattr: as Podman stores images in a user namespace. volatile: what it wrote is never needed on disk.
         upper = f"upperdir={self.id}/upper,workdir={self.id}/work"
         label = config["linux"].get("mountLabel")  # of SELinux
@@ -233,6 +233,23 @@ class Container:
         while grown := {pid for pid, parent in parents.items() if parent in victims} - victims:
             victims |= grown
         return victims
+
+
+def in_user_namespace(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config, with a user namespace of the container's own in which every id is the cell's.
+
+    It changes who nobody is; but since Linux 5.14 the kernel counts processes by user and namespace, so that
+    RLIMIT_NPROC holds for this container alone.
+    """
+    linux = config["linux"]
+    maps = {f"{kind}Mappings": _same_ids(Path(f"/proc/self/{kind}_map")) for kind in ("uid", "gid")}
+    return {**config, "linux": {**linux, **maps, "namespaces": [*linux["namespaces"], {"type": "user"}]}}
+
+
+def _same_ids(file: Path) -> list[dict[str, int]]:
+    """Mappings of ids to themselves, of all ids that there are here: user_namespaces(7)."""
+    rows = (line.split() for line in file.read_text().splitlines())
+    return [{"containerID": int(row[0]), "hostID": int(row[0]), "size": int(row[2])} for row in rows]
 
 
 def _fields(pid: int) -> list[bytes]:

@@ -11,11 +11,6 @@ from typing import Self
 
 from skyrl_stack.sandbox.contract import Excess, SandboxSpec
 
-_CELL_PROCESSES = 512
-"Processes and threads of Podman and its conmons, which count against the same limit as those of the sandboxes."
-_LEAST_PROCESSES = 4096
-"A bomb in one sandbox needs longer to start these than the warden to see it."
-
 
 class Limits:
     """The warden of the cell whose namespaces `helper` holds; `start` it, and `close` it before the cell."""
@@ -70,10 +65,10 @@ class Limits:
                 self._excesses[said["id"]] = Excess.model_validate(said["excess"])
 
 
-def of_shell(spec: SandboxSpec, places: int) -> str:
+def of_shell(spec: SandboxSpec) -> str:
     """Commands by which a shell limits what it starts: the hard stop between two looks of the warden.
 
-    Memory and file size per process, at twice what the sandbox may have in all; processes over all `places` together.
+    Memory and file size per process, and processes of one user, at twice what the sandbox may have in all.
     Where the node's memory runs out, the kernel is told to take a sandbox before the server.
     """
     commands = ["echo 1000 2>/dev/null >/proc/self/oom_score_adj"]
@@ -83,12 +78,11 @@ def of_shell(spec: SandboxSpec, places: int) -> str:
         commands.append(f"ulimit -f {2 * spec.disk_mb * 1024}")
     if spec.pids and _processes_are_counted_by_namespace():
         most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        wanted = max(spec.pids * places, _LEAST_PROCESSES) + _CELL_PROCESSES
-        commands.append(f"ulimit -u {wanted if most == resource.RLIM_INFINITY else min(wanted, most)}")
+        commands.append(f"ulimit -u {2 * spec.pids if most == resource.RLIM_INFINITY else min(2 * spec.pids, most)}")
     return "; ".join(commands)
 
 
 def _processes_are_counted_by_namespace() -> bool:
-    """Since Linux 5.14. Before, RLIMIT_NPROC also counts what the user runs outside of the cell, such as a trainer."""
+    """Since Linux 5.14. Before, RLIMIT_NPROC counts all that the user runs on the node, such as a trainer."""
     major, minor = os.uname().release.split(".")[:2]
     return (int(major), int(minor)) >= (5, 14)

@@ -178,10 +178,7 @@ class PodmanSandbox:
 
 
 class PodmanSandboxes:
-    """Starts sandboxes while the block runs; when it ends nothing of them is left.
-
-    `places` is how many sandboxes there will be at most: a limit on processes holds for all of them together.
-    """
+    """Starts sandboxes while the block runs; when it ends nothing of them is left."""
 
     def __init__(
         self,
@@ -190,14 +187,12 @@ class PodmanSandboxes:
         image_stores: Sequence[Path],
         run_directory: str = "",
         output_limit: int = 256 * 1024,
-        places: int = 4,
         isolation: Isolation = "shared-uid",
     ) -> None:
         self.launch_id = launch_id
         self.run_directory = run_directory
         self.image_stores = tuple(image_stores)
         self.output_limit = output_limit
-        self.places = places
         self.least_isolation: Isolation = isolation
         self.rung: Rung | None = None
         "What this node gives, once the block runs."
@@ -264,7 +259,7 @@ class PodmanSandboxes:
             name,
             description,
             limits=self._limits,
-            preamble=of_shell(spec, self.places),
+            preamble=of_shell(spec),
             output_limit=self.output_limit,
         )
         try:

@@ -63,7 +63,7 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     await ensure_images(rest, say)
     limits = RuntimeSection()
     places = asyncio.Semaphore(at_once)
-    provider = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()], places=at_once)
+    provider = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()])
     with manifest_of(file).open("a") as manifest:
         _end_torn_line(manifest_of(file), manifest.write)
 
