@@ -19,3 +19,25 @@ class FakeSlurm:
     def calls(self) -> list[str]:
         file = self.folder / "calls"
         return file.read_text().splitlines() if file.is_file() else []
+
+
+_PROFILE = """
+name = "{name}"
+[launcher]
+kind = "slurm"
+[launcher.runtime]
+partition = "test"
+time_limit = "1:00:00"
+cpus = 2
+memory_gb = 8
+[launcher.trainer]
+partition = "test"
+time_limit = "1:00:00"
+cpus = 2
+memory_gb = 8
+"""
+
+
+def profile_of_two_jobs(name: str) -> str:
+    """TOML of a small profile in the partition `test`."""
+    return _PROFILE.format(name=name)

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm
+from fake_slurm import FakeSlurm, profile_of_two_jobs
 
 from skyrl_stack.errors import PeerLost, ProfileError
 from skyrl_stack.launch.launch import launch_profile
@@ -20,27 +20,12 @@ from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.external import ExternalRuntime, read_key
 
 NOBODY = "http://127.0.0.1:9"
-PROFILE = """
-name = "one"
-[launcher]
-kind = "slurm"
-[launcher.runtime]
-partition = "test"
-time_limit = "1:00:00"
-cpus = 2
-memory_gb = 8
-[launcher.trainer]
-partition = "test"
-time_limit = "1:00:00"
-cpus = 2
-memory_gb = 8
-"""
 
 
 @pytest.fixture
 def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "one.toml").write_text(PROFILE)
+    (tmp_path / "one.toml").write_text(profile_of_two_jobs("one"))
     slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
     slurm.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
     slurm.answers("squeue", "echo '{\"jobs\": []}'")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm
+from fake_slurm import FakeSlurm, profile_of_two_jobs
 
 from skyrl_stack.errors import RunDirectoryError, SlurmRefused, SlurmUnreachable, StackError
 from skyrl_stack.launch.launch import launch_profile, resume_run
@@ -12,28 +12,13 @@ from skyrl_stack.launch.slurm.submit import join_run
 from skyrl_stack.launch.stop import stop_run
 from skyrl_stack.run_directory import RunDirectory
 
-PROFILE = """
-name = "two"
-[launcher]
-kind = "slurm"
-[launcher.runtime]
-partition = "test"
-time_limit = "1:00:00"
-cpus = 2
-memory_gb = 8
-[launcher.trainer]
-partition = "test"
-time_limit = "1:00:00"
-cpus = 2
-memory_gb = 8
-"""
 REFUSES_TRAINER = "case $* in *trainer.sbatch) echo QOSMaxSubmitJobPerUserLimit >&2; exit 1;; esac; echo 11"
 
 
 @pytest.fixture(autouse=True)
 def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "two.toml").write_text(PROFILE)
+    (tmp_path / "two.toml").write_text(profile_of_two_jobs("two"))
     slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
     slurm.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
     slurm.answers("squeue", "echo '{\"jobs\": []}'")
