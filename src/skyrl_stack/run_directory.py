@@ -46,6 +46,8 @@ from skyrl_stack.records import (
 )
 
 SPARE_BYTES = 256 << 10
+SEEN_WITHIN_S = 90.0
+"NFS clients keep attributes of a directory for up to 60 s: acdirmax in nfs(5)."
 JOB_LOGS: Mapping[Role, str] = {"runtime": "runtime", "trainer": "training"}
 "First part of the names of a job's logs."
 
@@ -132,17 +134,24 @@ class RunDirectory:
         publish(self.profile_file, profile)
         publish(self.launch_file, launch.model_copy(update={"profile_digest": self._profile_digest()}))
 
-    def await_launch(self, launch_id: str, timeout_s: float, poll_s: float = 0.5) -> None:
-        """Wait until this node sees what `launch_id` was handed: a shared file system may show old files for a while.
+    def await_launch(self, launch_id: str, timeout_s: float = SEEN_WITHIN_S, poll_s: float = 0.5) -> None:
+        """Wait until this node sees what `launch_id` was handed: a shared file system may show none or old files.
 
         Raises:
-            RunDirectoryError: the directory belongs to another launch.
+            RunDirectoryError: it is no run directory, or belongs to another launch.
         """
         deadline = time.monotonic() + timeout_s
-        while (seen := self.launch()).launch_id != launch_id or seen.profile_digest not in ("", self._profile_digest()):
+        while not self._shows(launch_id):
             if time.monotonic() > deadline:
+                RunDirectory.open(self.path)
                 raise RunDirectoryError(f"{self.path}: belongs to another launch than the one of this job")
             time.sleep(poll_s)
+
+    def _shows(self, launch_id: str) -> bool:
+        seen = read_if_there(self.launch_file, Launch)
+        if seen is None or seen.launch_id != launch_id or not self.profile_file.is_file():
+            return False
+        return seen.profile_digest in ("", self._profile_digest())
 
     def _profile_digest(self) -> str:
         return hashlib.sha256(self.profile_file.read_bytes()).hexdigest()

@@ -106,7 +106,7 @@ def test_daemons_of_a_node_that_are_killed_cost_at_most_a_start(site: Site) -> N
     os.kill(step_daemon, signal.SIGKILL)  # what it held lives on, and nobody can tell it anything
     site.cluster.kill("cpu1")
     site.cluster.start_node("cpu1")
-    site.wait_until_started(directory, "runtime", restart=1)
+    site.wait_until_started(directory, "runtime", restart=1, timeout_s=200)  # Slurm waits 120 s
     site.wait(lambda: runtime not in role_processes(directory, "runtime"), 60, "the end of the first", directory)
     assert role_processes(directory, "trainer") == [trainer]
     assert directory.failure() is None

@@ -105,15 +105,18 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["record"]
 
 
+@pytest.mark.parametrize("shown", [True, False], ids=["an old one", "none"])
 @pytest.mark.parametrize("late", ["launch.json", "profile.json"])
-def test_a_node_waits_until_it_sees_what_its_launch_was_handed(directory: RunDirectory, late: str) -> None:
+def test_a_node_waits_until_it_sees_what_its_launch_was_handed(directory: RunDirectory, late: str, shown: bool) -> None:
     """Whichever of the two files a shared file system shows late."""
     old = {name: (directory.path / name).read_bytes() for name in ("launch.json", "profile.json")}
     launch, profile = Launch(), directory.profile().model_copy(update={"name": "new"})
     directory.hand_over(launch, profile)
     new = (directory.path / late).read_bytes()
     write_atomic(directory.path / late, old[late])
-    with pytest.raises(RunDirectoryError, match="belongs to another launch"):
+    if not shown:
+        (directory.path / late).unlink()
+    with pytest.raises(RunDirectoryError, match=r"belongs to another launch|not a run directory"):
         directory.await_launch(launch.launch_id, 0.1)
     threading.Timer(0.3, write_atomic, [directory.path / late, new]).start()
     directory.await_launch(launch.launch_id, 10, poll_s=0.05)

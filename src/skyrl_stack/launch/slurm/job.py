@@ -47,8 +47,8 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="the trainer: go on after the newest checkpoint")
     arguments = parser.parse_args()
     try:
-        directory = RunDirectory.open(arguments.run_dir)
-        directory.await_launch(os.environ.get(LAUNCH_VARIABLE, ""), directory.profile().run.peer_timeout_s)
+        directory = RunDirectory(arguments.run_dir)
+        directory.await_launch(os.environ.get(LAUNCH_VARIABLE, ""))
         RoleJob(directory, arguments.role).run(resume=arguments.resume)
     except StackError as error:
         print(f"{arguments.role}: {error}", file=sys.stderr)
