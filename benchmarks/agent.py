@@ -247,7 +247,7 @@ if __name__ == "__main__":
     if options.rounds:
         side_by_side(qwen, options.steps, options.rounds)
     if options.concurrent:
-        for number in {1, options.processes}:
+        for number in sorted({1, options.processes} - {0}):
             sharded(options.concurrent, number, 10, 0.5)
     if options.episodes:
         asyncio.run(one_after_another(qwen, options.episodes, 5))

@@ -180,7 +180,14 @@ def changing(path: str, text: str) -> str:
 async def test_the_runtime_answers_that_it_is_well(lab: Lab) -> None:
     async with httpx.AsyncClient(trust_env=False) as http:
         answer = await http.get(f"{lab.url}/health", headers={"X-API-Key": TOKEN})
-    assert answer.json() == {"status": "ok", "version": __version__, "capacity": 4, "alive": 0, "waiting": 0}
+    assert answer.json() == {
+        "status": "ok",
+        "version": __version__,
+        "capacity": 4,
+        "alive": 0,
+        "waiting": 0,
+        "oldest_wait_s": 0.0,
+    }
 
 
 async def test_commands_are_answered_with_stdout_and_stderr_apart(lab: Lab) -> None:

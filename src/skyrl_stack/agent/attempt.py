@@ -104,7 +104,12 @@ def _summed_up(ending: Ending | BaseException, state: ConversationState, llm: To
 async def _in_own_thread(talk: Callable[[], Attempt], bridge: Bridge) -> Attempt:
     """Run `talk` in a new thread. When this task is cancelled the bridge shuts, and the thread with it."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="conversation")
-    thread = asyncio.get_running_loop().run_in_executor(pool, talk)
+
+    async def run() -> Attempt:
+        # Not submitted from here: to start a thread waits until it has been given the interpreter, for milliseconds.
+        return await asyncio.wrap_future(await asyncio.to_thread(pool.submit, talk))
+
+    thread = asyncio.ensure_future(run())
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError as error:

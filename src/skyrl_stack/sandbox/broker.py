@@ -184,7 +184,7 @@ def _serve(directory: Path, path: str, runtime: str) -> None:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the OCI runtime starts becomes ours when that ends
     directory.mkdir(mode=0o700)
     os.chdir(directory)
-    os.umask(0)
+    os.umask(0o022)
     with suppress(OSError):  # where there are no keyrings, there is none to see
         leave_session_keyring()
     broker = Broker([runtime, "--root", str(directory / "state")])
