@@ -37,7 +37,7 @@ def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
 def key(tmp_path: Path) -> Path:
     file = tmp_path / "key"
     file.touch(mode=0o600)
-    file.write_text("abc\n")
+    file.write_text("the-secret-key\n")
     return file
 
 
@@ -87,7 +87,7 @@ def test_a_dry_run_shows_the_one_job(site: FakeSlurm, key: Path) -> None:
     said = launch(*uses(key, NOBODY), dry_run=True)
     assert submitted(site) == [] and sum(line.startswith("sbatch") for line in said) == 1
     assert "trainer.sbatch" in said[-1] and "--dependency" not in said[-1]
-    assert not any("abc" in line for line in said)
+    assert not any("the-secret-key" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_what_makes_no_sense_is_refused(site: FakeSlurm, overrides: list[str], s
 @pytest.mark.parametrize(
     ("content", "mode", "said"),
     [
-        ("abc", 0o644, "others may read it: chmod 600"),
-        ("abc", 0o640, "others may read it: chmod 600"),
+        ("the-secret-key", 0o644, "others may read it: chmod 600"),
+        ("the-secret-key", 0o640, "others may read it: chmod 600"),
         ("", 0o600, "must hold a key and nothing else"),
         ("two words", 0o600, "must hold a key and nothing else"),
         ("kéy", 0o600, "cannot be read"),
@@ -125,7 +125,7 @@ def test_a_key_file_that_cannot_be_used_is_one_line(key: Path, content: str, mod
 def test_nobody_at_the_url_is_one_line(key: Path) -> None:
     with pytest.raises(PeerLost, match="cannot be reached") as error:
         ExternalRuntime(NOBODY, key).greet()
-    assert "\n" not in str(error.value) and "abc" not in str(error.value)
+    assert "\n" not in str(error.value) and "the-secret-key" not in str(error.value)
 
 
 def test_a_plan_is_of_what_is_started(site: FakeSlurm, key: Path) -> None:
@@ -151,7 +151,7 @@ def show(directory: RunDirectory, role: Role, state: str) -> list[str]:
     me = Incarnation(launch_id=directory.launch().launch_id)
     write_heartbeat(directory, role, me, state)
     if state == "ready":
-        endpoint = Endpoint(**me.model_dump(), url="http://cpu1:4711", token="abc")
+        endpoint = Endpoint(**me.model_dump(), url="http://cpu1:4711", token="the-secret-key")
         publish(directory.endpoint_file(role), endpoint, mode=0o600)
     return list(status_lines(look([directory])[0]))
 

@@ -184,7 +184,7 @@ class Container:
         self, action: str, *options: str, streams: tuple[int, int, int], process: Mapping[str, Any] | None = None
     ) -> int:
         """Have the runtime start a process; returns its id. Calls of several threads have files of their own."""
-        directory = Path(self.id, f"call-{next(self._calls)}")
+        directory = Path(self.id, f"call-{next(self._calls)}").absolute()  # crun reads it in the bundle
         directory.mkdir()
         log, pid, description = directory / "log", directory / "pid", directory / "process.json"
         if process is not None:
