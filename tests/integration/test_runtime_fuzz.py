@@ -82,7 +82,8 @@ async def test_the_control_plane_answers_whatever_it_is_sent(server: Server) -> 
     async def unused() -> asyncio.Server:
         raise AssertionError
 
-    app = control_plane(Leases(server.podman, RuntimeSection(), unused, client_timeout_s=60))  # for its schema
+    leases = Leases(server.podman, RuntimeSection(), unused, client_timeout_s=60)
+    app = control_plane(leases, tasks_file=None)  # for its schema
     statuses = await asyncio.to_thread(fuzz, app, server.url, {API_KEY: TOKEN}, adapt)
     assert {200, 404, 422} <= set(statuses)
     assert (await server.control("GET", "/health")).json()["alive"] == 1
