@@ -88,14 +88,20 @@ class Run:
 
 
 class Interfering(ScriptedPolicy):
-    """Solves the task; something happens before its first word."""
+    """Solves the task; something happens before its first word, once all others that share `together` are as far."""
 
-    def __init__(self, task: Task, happens: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, task: Task, happens: Callable[[], object] = lambda: None, together: asyncio.Barrier | None = None
+    ) -> None:
         fix = render_call("terminal", command=f"git apply - <<'PATCH'\n{task.patch}PATCH")
         super().__init__([fix, FINISH], TOKENIZER)
         self.happens = happens
+        self.together = together
 
     async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
+        if self.together:
+            await self.together.wait()
+            self.together = None
         self.happens()
         self.happens = lambda: None
         return await super().sample(prompt_ids, max_tokens=max_tokens)
@@ -175,16 +181,15 @@ async def test_the_end_of_one_of_two_costs_its_episodes_and_no_more(run: Run, sa
     victim = (set(run.runtimes), await sandboxes.start(SandboxSpec(image=task.image)))[1]
     instance = next(i for i, each in sandboxes._runtimes.items() if each.client is victim._runtime)
     await victim.stop()
+    together = asyncio.Barrier(4)  # all four places are taken
     results = await asyncio.gather(
-        *(run.play(task, Interfering(task), sandboxes) for _ in range(3)),
-        run.play(task, Interfering(task, lambda: run.kill(instance)), sandboxes),
+        *(run.play(task, Interfering(task, together=together), sandboxes) for _ in range(3)),
+        run.play(task, Interfering(task, lambda: run.kill(instance), together), sandboxes),
         return_exceptions=True,
     )
-    lost = [result for result in results if isinstance(result, SandboxLost)]
-    assert 1 <= len(lost) <= 2, results
-    rewards = [result.reward for result in results if isinstance(result, Episode)]
-    assert rewards == [1.0] * (4 - len(lost))
-    assert [episode.reward for episode in read_episodes(run.directory) if episode.error] == [None] * len(lost)
+    assert len([result for result in results if isinstance(result, SandboxLost)]) == 2, results
+    assert [result.reward for result in results if isinstance(result, Episode)] == [1.0, 1.0]
+    assert [episode.reward for episode in read_episodes(run.directory) if episode.error] == [None, None]
     assert (await run.play(task, Interfering(task), sandboxes)).reward == 1.0
     await eventually(lambda: len(watch.living()) == 1, 20)
     assert watch.lost() is None
