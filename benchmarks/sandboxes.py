@@ -84,7 +84,7 @@ class Cold:
 
     async def bare(self) -> float:
         """Seconds of an overlay mount, the OCI runtime's `run` of `true`, and its removal; without Podman."""
-        patterns, name = Patterns(), f"bare-{secrets.token_hex(4)}"
+        patterns, name = Patterns(self.cell.image_stores), f"bare-{secrets.token_hex(4)}"
         spec = SandboxSpec(image=self.image)
         description = await self.service.call(lambda client: patterns.describe(client, name, spec))
         bundle = self.cell.directory / "scratch" / name

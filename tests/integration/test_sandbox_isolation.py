@@ -1,16 +1,20 @@
 """A sandbox is shut in as Podman shuts in a container: what one can do and see, the other can."""
 
 import asyncio
+import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from podman import PodmanClient
 
+from rootfs import build_rootfs
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+from skyrl_stack.sandbox.podman_config import find_program
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -24,10 +28,29 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def sandboxes(tests_cache: Path) -> AsyncIterator[PodmanSandboxes]:
-    async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(tests_cache)]) as sandboxes:
-        yield sandboxes
+@pytest.fixture(scope="module", params=["crun", "runc"])
+async def sandboxes(request: pytest.FixtureRequest, tests_cache: Path) -> AsyncIterator[PodmanSandboxes]:
+    if not find_program(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        if request.param == "runc":
+            Path(directory).chmod(0o755)
+            patch.setenv("PATH", str(programs_but("crun", Path(directory))))
+        async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(tests_cache)]) as sandboxes:
+            assert sandboxes._cell
+            assert Path(sandboxes._cell.runtime).name == request.param
+            yield sandboxes
+
+
+def programs_but(name: str, directory: Path) -> Path:
+    """`directory`, with links to the programs of PATH except for that one."""
+    for place in reversed(os.environ["PATH"].split(os.pathsep)):
+        for program in Path(place).glob("*"):
+            link = directory / program.name
+            link.unlink(missing_ok=True)
+            if program.name != name:
+                link.symlink_to(program)
+    return directory
 
 
 @pytest.fixture
@@ -103,3 +126,23 @@ async def test_sandboxes_share_nothing(sandboxes: PodmanSandboxes, sandbox: Podm
         assert "mine" not in (await other.run(f"cat {path}")).stdout
     await other.stop()
     assert (await sandbox.run("echo $(</etc/hostname) $HOSTNAME")).stdout.split() == [sandbox.id] * 2
+
+
+async def test_a_name_that_moves_to_another_image_is_followed() -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        Path(place).chmod(0o755)
+        tar, store, name = Path(place, "rootfs.tar"), Path(place, "store"), "localhost/moves:latest"
+        build_rootfs(tar)
+
+        async def says() -> str:
+            sandbox = await sandboxes.start(SandboxSpec(image=name))
+            said = (await sandbox.run("echo $WHICH")).stdout
+            await sandbox.stop()
+            return said
+
+        async with ImageStore(store) as images:
+            await images.import_rootfs(tar, name, changes=("WORKDIR /testbed", "ENV WHICH=first"))
+            async with PodmanSandboxes(secrets.token_hex(8), image_stores=[store]) as sandboxes:
+                assert [await says(), await says()] == ["first\n"] * 2
+                await images.import_rootfs(tar, name, changes=("WORKDIR /testbed", "ENV WHICH=second"))
+                assert await says() == "second\n"

@@ -1,6 +1,6 @@
 """The broker: makes the containers of a cell, and hands their streams and files to the server as open descriptors.
 
-    server ──one request per connection──▶ broker (root of the cell's namespaces) ──▶ runc ──▶ sandboxes
+    server ──one request per connection──▶ broker (root of the cell's namespaces) ──▶ crun ──▶ sandboxes
            ◀──answer and descriptors─────
 
 Bytes of commands and files pass between the server and the sandbox alone, with nobody in between. It is a process
@@ -21,11 +21,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from skyrl_stack.sandbox.container import Container, Layers, Refused
-from skyrl_stack.sandbox.namespaces import join
+from skyrl_stack.sandbox.entering import run_in_cell
 from skyrl_stack.sandbox.syscalls import leave_session_keyring
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -207,19 +208,12 @@ def main() -> int:
     """The program's entry point. Its standard input is its lifeline."""
     parser = argparse.ArgumentParser(prog="skyrl_stack.sandbox.broker")
     parser.add_argument("--helper", type=int, required=True, help="process id of the cell's namespaces helper")
-    parser.add_argument("--runtime", required=True, help="path of runc or crun")
+    parser.add_argument("--runtime", required=True, help="path of crun or runc")
     parser.add_argument("--directory", type=Path, required=True, help="for the sandboxes; is made")
     parser.add_argument("--socket", required=True)
     arguments = parser.parse_args()
-    join(arguments.helper)
-    inside = os.fork()
-    if inside == 0:
-        try:
-            _serve(arguments.directory, arguments.socket, arguments.runtime)
-        except OSError as error:
-            print(f"broker: {error}", file=sys.stderr, flush=True)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(inside, 0)[1]) & 0xFF
+    serve = partial(_serve, arguments.directory, arguments.socket, arguments.runtime)
+    return run_in_cell(arguments.helper, serve)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from skyrl_stack.sandbox.entering import signal_all
 from skyrl_stack.sandbox.syscalls import mount_overlay, open_in_root, unmount
 
 _DEATH_TIMEOUT_MS = 10_000
@@ -148,22 +149,9 @@ class Container:
         raise Refused("failed", "its processes are not to be killed")
 
     def signal(self, number: int) -> None:
-        """Send a signal to all processes but process 1: from inside, to all at once, so that no fork escapes."""
+        """Send a signal to all processes but process 1."""
         self.require_running()
-        namespace = os.open(f"/proc/{self.pid}/ns/pid", os.O_RDONLY)
-        entering = os.fork()
-        if entering == 0:
-            with suppress(OSError):
-                os.setns(namespace, os.CLONE_NEWPID)
-                sender = os.fork()
-                if sender == 0:
-                    with suppress(OSError):
-                        os.kill(-1, number)
-                    os._exit(0)
-                os.waitpid(sender, 0)
-            os._exit(0)
-        os.waitpid(entering, 0)
-        os.close(namespace)
+        signal_all(self.pid, number)
 
     def remove(self) -> None:
         """End every process and remove all that was written."""

@@ -81,16 +81,6 @@ def run(*argv: str | Path) -> tuple[int, str]:
         return process.wait(), output.strip().rpartition("\n")[2]
 
 
-def join(helper: int) -> None:
-    """Become root of the namespaces that the process `helper` made; children will be in its pid namespace."""
-    kinds = {"user": os.CLONE_NEWUSER, "mnt": os.CLONE_NEWNS, "pid_for_children": os.CLONE_NEWPID}
-    opened = [(os.open(f"/proc/{helper}/ns/{name}", os.O_RDONLY), kind) for name, kind in kinds.items()]
-    for descriptor, kind in opened:
-        os.setns(descriptor, kind)
-        os.close(descriptor)
-    _become_root()
-
-
 def outermost(kind: Kind) -> int:
     """The id that root of this user namespace has outside of it."""
     return next((outside for inside, outside, _ in _rows(kind) if inside == 0), 0)
@@ -160,10 +150,11 @@ def _become_root_of_namespaces() -> None:
     os.write(writing, b"+")
     if os.waitpid(mapper, 0)[1] != 0:
         sys.exit(1)
-    _become_root()
+    become_root()
 
 
-def _become_root() -> None:
+def become_root() -> None:
+    """Be root of the user namespace that this process is in."""
     os.setresgid(0, 0, 0)
     with suppress(PermissionError):  # a namespace of one id has no right to it
         os.setgroups([])

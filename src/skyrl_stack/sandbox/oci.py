@@ -8,7 +8,7 @@ capabilities, seccomp, masked paths, namespaces - is Podman's, whichever version
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,14 @@ class _Pattern:
 
 
 class Patterns:
-    """Podman's descriptions, one of each kind, made when they are first needed. For threads."""
+    """Podman's descriptions, one of each kind, made when they are first needed. For threads.
 
-    def __init__(self) -> None:
+    What an image is, is asked once for as long as no name in `image_stores` can have moved.
+    """
+
+    def __init__(self, image_stores: Sequence[Path]) -> None:
+        self._indices = [store / "overlay-images/images.json" for store in image_stores]
+        self._images: dict[str, tuple[list[int], _Image]] = {}
         self._patterns: dict[tuple[str, str], _Pattern] = {}
         self._making = threading.Lock()
 
@@ -99,13 +104,20 @@ class Patterns:
         Raises:
             APIError: Podman does not have the image.
         """
-        image = _inspect(client, spec.image)
+        image = self._image(client, spec.image)
         # A user's name means what the image says; root is the same everywhere.
         kind = (spec.network, "" if image.user in _ROOTS else spec.image)
         with self._making:
             if kind not in self._patterns:
                 self._patterns[kind] = _pattern(client, spec)
         return self._patterns[kind].describe(identifier, image, spec)
+
+    def _image(self, client: PodmanClient, reference: str) -> _Image:
+        written = [index.stat().st_mtime_ns for index in self._indices if index.exists()]
+        known = self._images.get(reference)
+        if known is None or known[0] != written:
+            known = self._images[reference] = (written, _inspect(client, reference))
+        return known[1]
 
 
 def _inspect(client: PodmanClient, reference: str) -> _Image:

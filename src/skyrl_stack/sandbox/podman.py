@@ -201,7 +201,7 @@ class PodmanSandboxes:
         self._service: PodmanService | None = None
         self._containers: Containers | None = None
         self._limits: Limits | None = None
-        self._patterns = Patterns()
+        self._patterns = Patterns(self.image_stores)
         self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
     async def __aenter__(self) -> Self:
@@ -352,7 +352,7 @@ def _save(client: PodmanClient, references: Sequence[str], archive: Path) -> Non
     try:
         answer.raise_for_status()
         with archive.open("wb") as file:
-            for chunk in answer.iter_content(1 << 20):
+            for chunk in answer.iter_content(_PIECE):
                 file.write(chunk)
     finally:
         answer.close()

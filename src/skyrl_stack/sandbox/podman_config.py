@@ -20,18 +20,20 @@ _INSECURE_BUT_LOCAL = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
 def require_podman() -> str:
-    """Check that Podman and what it calls is installed; returns the OCI runtime, `runc` or `crun`.
+    """Check that Podman and what it calls is installed; returns the OCI runtime, `crun` or `runc`.
+
+    `crun` first: it starts a container in a third of the CPU time.
 
     Raises:
         SetupError: one line saying what to install.
     """
     missing = [name for name in ("podman", "conmon", "catatonit") if find_program(name) is None]
-    runtime = next((name for name in ("runc", "crun") if find_program(name)), None)
+    runtime = next((name for name in ("crun", "runc") if find_program(name)), None)
     if runtime is None:
-        missing.append("runc")
+        missing.append("crun")
     if missing:
         install = (
-            "dnf install podman runc shadow-utils" if shutil.which("dnf") else "apt-get install podman runc uidmap"
+            "dnf install podman crun shadow-utils" if shutil.which("dnf") else "apt-get install podman crun uidmap"
         )
         raise SetupError(f"not installed: {', '.join(missing)}; run `{install} catatonit` as an administrator")
     return str(runtime)

@@ -21,7 +21,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from skyrl_stack.sandbox.namespaces import join
+from skyrl_stack.sandbox.entering import run_in_cell, signal_all
 
 TICK_S = 0.2
 _WORK_SHARE = 0.05
@@ -182,27 +182,9 @@ class Warden:
         """Say it, then do it, so that the server knows the cause before it sees the effect."""
         excess = {"resource": resource, "used": used, "allowed": allowed}
         print(json.dumps({"id": watched.id, "excess": excess}), flush=True)
-        kill_all(watched.pid)
+        with suppress(OSError):  # gone already
+            signal_all(watched.pid, signal.SIGKILL)
         self._killed_at[watched.namespace] = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS)
-
-
-def kill_all(pid: int) -> None:
-    """Kill all processes of the pid namespace that `pid` is process 1 of, but for itself.
-
-    By one signal to all of them, sent from inside: the kernel forks none while it is at it, so no bomb escapes.
-    """
-    entering = os.fork()
-    if entering == 0:
-        with suppress(OSError):
-            os.setns(os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY), os.CLONE_NEWPID)
-            sender = os.fork()
-            if sender == 0:
-                with suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)
-                os._exit(0)
-            os.waitpid(sender, 0)
-        os._exit(0)
-    os.waitpid(entering, 0)
 
 
 def _pid_namespace(pid: int) -> str:
@@ -274,12 +256,7 @@ def main() -> int:
     """The program's entry point."""
     parser = argparse.ArgumentParser(prog="skyrl_stack.sandbox.warden")
     parser.add_argument("--helper", type=int, required=True, help="process id of the cell's namespaces helper")
-    join(parser.parse_args().helper)
-    inside = os.fork()
-    if inside == 0:
-        _serve()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(inside, 0)[1]) & 0xFF
+    return run_in_cell(parser.parse_args().helper, _serve)
 
 
 if __name__ == "__main__":
