@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -423,6 +424,21 @@ async def test_a_sandbox_cannot_see_or_signal_another(backend: Backend, sandbox:
     assert (await sandbox.run("ls /tmp/mine")).exit_code != 0
     assert await running(other, "7778") == 1
     await other.stop()
+
+
+async def test_a_paused_sandbox_stands_still_and_goes_on(sandbox: Sandbox) -> None:
+    """With what runs in the background, and with a command that is on its way."""
+    clock = "while sleep 0.05; do echo $EPOCHREALTIME >> /tmp/clock; done"
+    await sandbox.run(f"setsid bash -c '{clock}' & sleep 0.5")
+    command = asyncio.create_task(sandbox.run("sleep 0.6; echo done", timeout_s=30))
+    await asyncio.sleep(0.2)
+    await sandbox.pause()
+    await asyncio.sleep(2)
+    assert not command.done()
+    await sandbox.resume()
+    assert (await command).stdout == "done\n"
+    times = [float(line) for line in (await sandbox.run("cat /tmp/clock")).stdout.split()]
+    assert max(later - sooner for sooner, later in pairwise(times)) > 1.5
 
 
 async def test_a_lost_sandbox_is_said_at_once(backend: Backend) -> None:

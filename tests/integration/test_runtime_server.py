@@ -19,6 +19,7 @@ from skyrl_stack.runtime.server import serving
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.isolation import LADDER
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -281,7 +282,8 @@ async def test_a_client_that_hangs_up_gives_up_its_place_in_the_queue(tests_cach
         await asyncio.sleep(0.5)
         assert await server.containers() == 0
         health = (await server.control("GET", "/health")).json()
-        assert health.pop("version") == __version__
+        assert (health.pop("version"), health.pop("isolation")) == (__version__, server.podman.isolation)
+        assert server.podman.isolation in LADDER
         assert health == {"status": "ok", "capacity": 1, "alive": 0, "waiting": 0, "oldest_wait_s": 0}
 
 

@@ -85,8 +85,7 @@ class Runtime:
             client_timeout_s=profile.run.peer_timeout_s,
         )
         async with provider as sandboxes, server as served:
-            isolation = sandboxes.rung.isolation if sandboxes.rung else ""
-            endpoint = Endpoint(**me.model_dump(), url=served.url, token=token, isolation=isolation)
+            endpoint = Endpoint(**me.model_dump(), url=served.url, token=token, isolation=sandboxes.isolation)
             publish(endpoint_file, endpoint, mode=0o600)
             try:
                 presence.ready(served.load)

@@ -1,14 +1,16 @@
 """The runtime's client: sandboxes as `SandboxProvider` and `Sandbox` define them, on another machine perhaps."""
 
 import asyncio
+import io
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
-import httpx
+import aiohttp
 
 from skyrl_stack.errors import InfrastructureError, RuntimeUnavailable, SandboxLost
 from skyrl_stack.records import Endpoint
@@ -20,6 +22,7 @@ _START_TIMEOUT_S = 3600.0
 "A start waits for a place; how long is the server's business."
 _CALL_TIMEOUT_S = 120.0
 "For a call, beyond the time that its command may take."
+_KEEP_ALIVE_S = 60.0
 
 
 class RuntimeClient:
@@ -34,14 +37,9 @@ class RuntimeClient:
         self._name = endpoint.client
         self.open = 0
         "Sandboxes started, or being started, and not stopped."
-        self._calls: set[asyncio.Future[httpx.Response]] = set()
+        self._calls: set[asyncio.Future[bytes]] = set()
         self._abandoned: str | None = None
-        # No proxy: the runtime is on this machine or this cluster. Connections are dropped before the server would.
-        self._http = httpx.AsyncClient(
-            trust_env=False,
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=60),
-        )
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -52,7 +50,9 @@ class RuntimeClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        session, self._session = self._session, None
+        if session:
+            await session.close()
 
     async def abandon(self, why: str) -> None:
         """The runtime is lost: calls under way and calls to come are answered so at once."""
@@ -87,31 +87,35 @@ class RuntimeClient:
             RuntimeUnavailable: it does not answer, or broke off.
             SandboxStartFailed: it does not have them all.
         """
-        await self.fetch(f"{self._url}/images", {"reference": list(references)}, self._headers, to)
+        await self.fetch(f"{self._url}/images", [("reference", each) for each in references], self._headers, to)
 
-    async def fetch(self, url: str, query: dict[str, Any], headers: dict[str, str], to: Path) -> None:
+    async def fetch(self, url: str, query: Sequence[tuple[str, str]], headers: dict[str, str], to: Path) -> None:
         """Write what a GET answers to a file, piece by piece; raises as `send` does."""
-        timeout = httpx.Timeout(_START_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        try:
-            async with self._http.stream("GET", url, params=query, headers=headers, timeout=timeout) as answer:
-                if not answer.is_success:
-                    await answer.aread()
-                    raise _named_error(answer)
-                with to.open("wb") as file:
-                    async for chunk in answer.aiter_bytes():
-                        file.write(chunk)
-        except httpx.HTTPError as error:
-            raise RuntimeUnavailable(f"runtime at {url}: {type(error).__name__}: {error}") from error
+
+        async def write(answer: aiohttp.ClientResponse) -> bytes:
+            with to.open("wb") as file:
+                async for piece in answer.content.iter_any():
+                    file.write(piece)
+            return b""
+
+        await self.send("GET", url, _START_TIMEOUT_S, take=write, params=query, headers=headers)
 
     async def control(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S
     ) -> Any:
         """One call of the control plane."""
-        answer = await self.send(method, f"{self._url}{path}", headers=self._headers, json=body, timeout_s=timeout_s)
-        return answer.json()
+        return json.loads(await self.send(method, f"{self._url}{path}", timeout_s, headers=self._headers, json=body))
 
-    async def send(self, method: str, url: str, timeout_s: float, **request: Any) -> httpx.Response:
-        """One request.
+    async def send(
+        self,
+        method: str,
+        url: str,
+        timeout_s: float,
+        *,
+        take: Callable[[aiohttp.ClientResponse], Coroutine[Any, Any, bytes]] = aiohttp.ClientResponse.read,
+        **request: Any,
+    ) -> bytes:
+        """One request; what `take` makes of its answer.
 
         Raises:
             RuntimeUnavailable: no answer, or one that is no error of ours.
@@ -119,12 +123,19 @@ class RuntimeClient:
         """
         if self._abandoned:
             raise RuntimeUnavailable(self._abandoned)
-        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
-        call = asyncio.ensure_future(self._http.request(method, url, timeout=timeout, **request))
+
+        async def ask() -> bytes:
+            timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s)
+            async with self._http().request(method, url, timeout=timeout, **request) as answer:
+                if answer.ok:
+                    return await take(answer)
+                raise named_error(answer.status, await answer.read())
+
+        call = asyncio.ensure_future(ask())
         self._calls.add(call)
         try:
-            answer = await call
-        except httpx.HTTPError as error:
+            return await call
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise RuntimeUnavailable(f"runtime at {url}: {type(error).__name__}: {error}") from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -133,9 +144,15 @@ class RuntimeClient:
             raise RuntimeUnavailable(self._abandoned) from error
         finally:
             self._calls.discard(call)
-        if answer.is_success:
-            return answer
-        raise _named_error(answer)
+
+    def _http(self) -> aiohttp.ClientSession:
+        """Connections, to each sandbox its own. They are dropped before the server would."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
 
 
 class RemoteSandbox:
@@ -158,22 +175,20 @@ class RemoteSandbox:
         answer = await self._call(
             "POST", "/api/bash/execute_bash_command", json=body.model_dump(), timeout_s=timeout_s + _CALL_TIMEOUT_S
         )
-        output = BashOutput.model_validate_json(answer.content)
-        return CommandResult.model_validate(output.model_dump(include=set(CommandResult.model_fields)))
+        return BashOutput.model_validate_json(answer).result()
 
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
-        answer = await self._call("GET", "/api/file/download", params={"path": path})
-        return answer.content
+        return await self._call("GET", "/api/file/download", params={"path": path})
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""
-        await self._call("POST", "/api/file/upload", params={"path": path}, files={"file": ("file", data)})
+        await self._upload(io.BytesIO(data), path)
 
     async def download(self, path: str, to: Path) -> None:
         """`read_file` into a file, piece by piece."""
         try:
-            await self._runtime.fetch(f"{self._info.url}/api/file/download", {"path": path}, self._headers, to)
+            await self._runtime.fetch(f"{self._info.url}/api/file/download", [("path", path)], self._headers, to)
         except RuntimeUnavailable as error:
             await self._require_alive(error)
             raise
@@ -181,24 +196,35 @@ class RemoteSandbox:
     async def upload(self, file: Path, path: str) -> None:
         """`write_file` of what a file holds, piece by piece."""
         with file.open("rb") as data:
-            await self._call(
-                "POST",
-                "/api/file/upload",
-                timeout_s=_START_TIMEOUT_S,
-                params={"path": path},
-                files={"file": ("file", data)},
-            )
+            await self._upload(data, path)
+
+    async def pause(self) -> None:
+        """See `Sandbox.pause`."""
+        await self._manage("/pause")
+
+    async def resume(self) -> None:
+        """See `Sandbox.resume`."""
+        await self._manage("/resume")
 
     async def stop(self) -> None:
         """See `Sandbox.stop`."""
         if self._is_open:
             self._is_open, self._runtime.open = False, self._runtime.open - 1
-        with suppress(LookupError, InfrastructureError):  # gone already, or it goes when its lease or its runtime ends
-            await self._runtime.control("POST", "/stop", {"runtime_id": self.id})
+        with suppress(InfrastructureError):  # gone already, or it goes when its lease or its runtime ends
+            await self._manage("/stop")
 
-    async def _call(
-        self, method: str, path: str, *, timeout_s: float = _CALL_TIMEOUT_S, **request: Any
-    ) -> httpx.Response:
+    async def _manage(self, path: str) -> None:
+        try:
+            await self._runtime.control("POST", path, {"runtime_id": self.id})
+        except LookupError as error:
+            raise SandboxLost(f"sandbox {self.id} was stopped, or its lease ended") from error
+
+    async def _upload(self, data: BinaryIO, path: str) -> None:
+        form = aiohttp.FormData()
+        form.add_field("file", data, filename="file")
+        await self._call("POST", "/api/file/upload", timeout_s=_START_TIMEOUT_S, params={"path": path}, data=form)
+
+    async def _call(self, method: str, path: str, *, timeout_s: float = _CALL_TIMEOUT_S, **request: Any) -> bytes:
         url = f"{self._info.url}{path}"
         try:
             return await self._runtime.send(method, url, timeout_s, headers=self._headers, **request)
@@ -216,10 +242,11 @@ class RemoteSandbox:
             raise SandboxLost(f"sandbox {self.id} is lost with its runtime: {error}") from error
 
 
-def _named_error(answer: httpx.Response) -> Exception:
+def named_error(status: int, answer: bytes) -> Exception:
+    """What an answer that is no success says."""
     try:
-        body = answer.json()
+        body = json.loads(answer)
         kind, detail = ERRORS.get(body["error"], RuntimeUnavailable), body["detail"]
     except (ValueError, KeyError, TypeError):
-        kind, detail = RuntimeUnavailable, answer.text[:200]
-    return kind(detail if kind is not RuntimeUnavailable else f"runtime answered {answer.status_code}: {detail}")
+        kind, detail = RuntimeUnavailable, answer[:200].decode(errors="replace")
+    return kind(detail if kind is not RuntimeUnavailable else f"runtime answered {status}: {detail}")

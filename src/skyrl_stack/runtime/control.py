@@ -24,7 +24,12 @@ def control_plane(leases: Leases, tasks_file: Path | None) -> FastAPI:
     answer_failures(app)
 
     def _health() -> Health:
-        return Health(version=__version__, oldest_wait_s=round(leases.oldest_wait_s, 3), **leases.load().model_dump())
+        return Health(
+            version=__version__,
+            isolation=leases.isolation,
+            oldest_wait_s=round(leases.oldest_wait_s, 3),
+            **leases.load().model_dump(),
+        )
 
     @app.get("/health")
     async def health() -> Health:

@@ -123,6 +123,11 @@ class Leases:
         """See `PodmanSandboxes.lacking_images`."""
         return await self._sandboxes.lacking_images(references)
 
+    @property
+    def isolation(self) -> str:
+        """See `PodmanSandboxes.isolation`."""
+        return self._sandboxes.isolation
+
     def load(self) -> Load:
         """How full the runtime is; one that is being started counts as alive."""
         waiting = self._places.waiting

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from skyrl_stack.errors import RuntimeUnavailable, SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.records import Load
-from skyrl_stack.sandbox.contract import Excess, FileMissing
+from skyrl_stack.sandbox.contract import CommandResult, Excess, FileMissing
 
 API_KEY = "X-API-Key"
 "Header of the control plane."
@@ -66,6 +66,8 @@ class Health(Load):
     status: Literal["ok"] = "ok"
     version: str
     "Of skyrl-stack."
+    isolation: str
+    "What keeps its sandboxes apart from its node: a rung of `sandbox/isolation.py`."
     oldest_wait_s: float = 0.0
     "Of the starts that wait for a place."
 
@@ -140,3 +142,6 @@ class BashOutput(_Body):
     truncated_bytes: int = 0
     duration_s: float = 0.0
     excess: Excess | None = None
+
+    def result(self) -> CommandResult:
+        return CommandResult(**{name: getattr(self, name) for name in CommandResult.model_fields})

@@ -106,6 +106,22 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def pause(self) -> None:
+        """Stop all that runs in the sandbox where it is. Time limits go on, and no other call is made before `resume`.
+
+        Raises:
+            SandboxLost: the sandbox is gone.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let all that was stopped go on.
+
+        Raises:
+            SandboxLost: the sandbox is gone.
+        """
+        ...
+
     async def stop(self) -> None:
         """Remove the sandbox and all it holds. Idempotent; never raises for one already gone."""
         ...

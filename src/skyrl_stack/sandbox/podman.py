@@ -194,8 +194,7 @@ class PodmanSandboxes:
         self.image_stores = tuple(image_stores)
         self.output_limit = output_limit
         self.least_isolation: Isolation = isolation
-        self.rung: Rung | None = None
-        "What this node gives, once the block runs."
+        self._rung: Rung | None = None
         self._directory: Path | None = None
         self._cell: Cell | None = None
         self._service: PodmanService | None = None
@@ -233,6 +232,11 @@ class PodmanSandboxes:
         await asyncio.to_thread(self._close)
 
     @property
+    def isolation(self) -> str:
+        """The rung of the ladder that this node gives, once the block runs."""
+        return self._rung.isolation if self._rung else ""
+
+    @property
     def is_alive(self) -> bool:
         """Whether Podman's service still is, what makes containers, and what keeps them to their sizes."""
         parts = (self._cell, self._containers, self._limits)
@@ -247,7 +251,7 @@ class PodmanSandboxes:
         """See `SandboxProvider.start`."""
         if self._service is None or self._containers is None or self._limits is None:
             raise SandboxStartFailed("the provider is closed")
-        if self.rung and not self.rung.has_networks:
+        if self._rung and not self._rung.has_networks:
             spec = spec.model_copy(update={"network": "host"})
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
@@ -305,9 +309,9 @@ class PodmanSandboxes:
 
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""
-        self.rung = probe()
-        self.rung.require(self.least_isolation)
-        LOG.info("%s", self.rung)
+        self._rung = probe()
+        self._rung.require(self.least_isolation)
+        LOG.info("%s", self._rung)
         self._directory = make_private_directory(self.launch_id, self.run_directory)
         try:
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
