@@ -14,6 +14,7 @@ from openhands.sdk.llm import content_to_str
 from skyrl_stack.agent.bridge import Bridge
 from skyrl_stack.agent.codeact import SealedConversation, converse
 from skyrl_stack.agent.events import Event, told
+from skyrl_stack.agent.heap import exempt_imports
 from skyrl_stack.agent.llm import TokenLLM
 from skyrl_stack.agent.outcome import Ending, Outcome, of_error, of_plain_text
 from skyrl_stack.agent.policy import Policy
@@ -61,6 +62,7 @@ async def attempt(
         ProfileError: the profile names an agent, a tool or a prompt that cannot be had.
         ToolFailed: a tool cannot be made, or cannot run.
     """
+    exempt_imports()
     bridge = Bridge(asyncio.get_running_loop(), timeout_s=limits.episode_timeout_s)
 
     def talk() -> Attempt:
