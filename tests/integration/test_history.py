@@ -141,8 +141,10 @@ def test_invalid_internal_status(tests_cache: Path, tiny_image: str) -> None:
         spec = SandboxSpec(image=tiny_image)
         async with provider("b") as first:
             await first.start(spec)
-            assert first._directory
-            state = [file for file in first._directory.rglob("*") if file.suffix in (".db", ".sql") and file.is_file()]
+            assert first._cell
+            with first._cell.client() as client:
+                store = Path(client.info()["store"]["graphRoot"])
+            state = [file for file in store.rglob("*") if file.suffix in (".db", ".sql")]
             assert state
             for file in state:
                 file.write_bytes(b"corrupt")
