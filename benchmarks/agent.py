@@ -221,13 +221,12 @@ def sharded(count: int, processes: int, steps: int, latency_s: float) -> None:
     print(f"{count * steps / wall:.0f} steps/s, longest loop lag {lags} ms", flush=True)
 
 
-async def one_after_another(tokenizer: Any, count: int, steps: int, side_by_side: int = 8) -> None:
+async def one_after_another(tokenizer: Any, count: int, steps: int, side_by_side: int = 10) -> None:
     script = turns(tokenizer, steps)
-    for done in range(0, count, side_by_side):
+    for done in range(side_by_side, count + 1, side_by_side):
         await asyncio.gather(*(ours(tokenizer, script) for _ in range(side_by_side)))
-        if done % max(side_by_side, count // 5 // side_by_side * side_by_side) == 0:
-            print(f"after {done + side_by_side} episodes: {resident_mb():.0f} MB resident", flush=True)
-    print(f"after {count} episodes: {resident_mb():.0f} MB resident")
+        if done in {count // 10, count // 2, count}:
+            print(f"after {done} episodes: {resident_mb():.0f} MB resident", flush=True)
 
 
 def resident_mb() -> float:

@@ -8,9 +8,9 @@ policy talks in real tool calls and its episodes differ in reward, which random 
 
 import argparse
 import asyncio
-import random
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.storage import cache_dir
 from skyrl_stack.tasks.task import read_tasks
-from skyrl_stack.trainer.tiny.supervised import loss_of
+from skyrl_stack.trainer.tiny.supervised import fit, loss_of
 from skyrl_stack.trainer.tiny.traces import Classroom
 
-BATCH = 6
 LEARNING_RATE = 3e-4
 
 
@@ -45,7 +44,15 @@ def main() -> None:
     network = Qwen3ForCausalLM(shape(tokenizer, layers=arguments.layers, hidden=arguments.hidden)).cuda()
     if arguments.steps:
         traces = asyncio.run(play(load_profile(arguments.profile), tokenizer))
-        fit(network, traces, arguments.steps)
+        fit(
+            network,
+            traces,
+            steps=arguments.steps,
+            seed=0,
+            learning_rate=LEARNING_RATE,
+            loss=in_bfloat16,
+            say=report,
+        )
     network.to(torch.bfloat16).save_pretrained(arguments.target)
     tokenizer.save_pretrained(arguments.target)
     print(f"model: {network.num_parameters():,} parameters in {arguments.target}", flush=True)
@@ -82,24 +89,15 @@ async def play(profile: Profile, tokenizer: Any) -> list[Trajectory]:
     return traces
 
 
-def fit(network: Any, traces: list[Trajectory], steps: int) -> None:
-    """Supervised steps in bfloat16 on full-precision weights."""
-    order, started = random.Random(0), time.monotonic()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
-    )
-    network.train()
-    for step in range(steps):
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = loss_of(network, order.sample(traces, min(BATCH, len(traces))))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 24:
-            print(f"model: step {step + 1}, loss {loss.item():.3f}, {time.monotonic() - started:.0f} s", flush=True)
+def in_bfloat16(network: Any, traces: Sequence[Trajectory]) -> torch.Tensor:
+    """The loss in bfloat16 on full-precision weights."""
+    with torch.autocast("cuda", torch.bfloat16):
+        return loss_of(network, traces)
+
+
+def report(step: int, loss: float) -> None:
+    if step % 25 == 24:
+        print(f"model: step {step + 1}, loss {loss:.3f}", flush=True)
 
 
 if __name__ == "__main__":

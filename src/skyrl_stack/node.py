@@ -3,7 +3,9 @@
 Whoever ends what a launch left asks here: it carries the launch's marks in its environment, or has files of it open.
 """
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ LAUNCHER_VARIABLE = "SKYRL_LAUNCHER_PID"
 "The process that started the role, where it is on the same machine."
 PYTHON_VARIABLE = "SKYRL_PYTHON"
 "How the role's Python is started from outside of its image, for who starts more of it on other nodes."
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Process:
         with suppress(OSError):
             return any(_target(link).is_relative_to(directory) for link in (self.entry / "fd").iterdir())
         return False
+
+
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """A `preexec_fn`: the kernel sends `by` when the thread dies that forked this process. Source: prctl(2)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, by)
 
 
 def other_processes() -> Iterator[Process]:

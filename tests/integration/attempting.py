@@ -8,23 +8,10 @@ from skyrl_stack.agent.attempt import Attempt, attempt
 from skyrl_stack.agent.scripted import ScriptedPolicy
 from skyrl_stack.agent_section import AgentSection
 from skyrl_stack.sandbox.contract import CommandResult
-from skyrl_stack.tasks.task import Task
+from toys import toy_task
 
 TOKENIZER = small_tokenizer()
-TASK = Task(
-    instance_id="task",
-    repo="a/b",
-    version="1",
-    base_commit="0",
-    image="none",
-    problem_statement="f() is wrong",
-    patch="",
-    FAIL_TO_PASS=("t",),
-    PASS_TO_PASS=(),
-    eval_script="",
-    log_parser="parse_log_pytest_v2",
-    has_history=False,
-)
+TASK = toy_task()
 
 
 class Answering:

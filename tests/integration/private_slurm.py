@@ -1,7 +1,6 @@
 """What each private Slurm of the tests has: daemons that end with it, a Munge, and most lines of slurm.conf."""
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -10,11 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from skyrl_stack.node import end_with_parent
+
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def lacking(programs: Iterable[str]) -> list[str]:
@@ -56,7 +56,7 @@ class PrivateSlurm:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=partial(end_with_parent, signal.SIGKILL),
             )
 
     def start_munge(self) -> None:

@@ -94,6 +94,11 @@ class Site:
         self.wait(lambda: not processes.survivors(directory.launch().launch_id), 10, "no process left", directory)
         assert not list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}*"))
 
+    def stop(self, directory: RunDirectory) -> None:
+        """Stop the newest run, which is that of `directory`, and see that nothing of it is left."""
+        assert self.skyrl("stop").returncode == 0
+        self.wait_until_both_ended(directory)
+
     def wait_until_ready(
         self, directory: RunDirectory, role: Role, *, state: str = "ready", timeout_s: float = 120
     ) -> None:
@@ -114,6 +119,10 @@ class Site:
             return bool(here and (role == "trainer" or heartbeat.state == "ready"))
 
         self.wait(is_there, timeout_s, f"the {role} after restart {restart}", directory)
+
+    def wait_until_both_started(self, directory: RunDirectory) -> None:
+        for role in ROLES:
+            self.wait_until_started(directory, role)
 
 
 def role_processes(directory: RunDirectory, role: Role, module: str = "") -> list[int]:

@@ -28,7 +28,7 @@ from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.storage import remove_private_directory
-from skyrl_stack.tasks.task import Task
+from toys import toy_task
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
 
@@ -168,24 +168,17 @@ def test_a_full_file_system_is_one_line(
     assert tiny(proxy).file_name not in printed
 
 
-def task(image: str) -> Task:
-    return Task(
-        instance_id="t", repo="r", version="1", base_commit="c", image=image, problem_statement="p", patch="",
-        FAIL_TO_PASS=("t",), eval_script="", log_parser="",
-    )  # fmt: skip
-
-
 def test_a_node_needs_no_registry_once_the_site_has_an_image(
     registry: str, site: SiteStore, said: list[str], tests_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tests_cache / f"node-{secrets.token_hex(4)}"
     monkeypatch.setenv("SKYRL_CACHE", str(cache))
     with proxied(registry) as proxy:
-        by_tag = task(str(tiny(proxy)))
+        by_tag = toy_task(image=str(tiny(proxy)))
         with pytest.raises(SetupError, match=r"tasks\.pull = false; run `skyrl-stack images pull"):
             asyncio.run(ensure_images([by_tag], said.append, pulling=False))
         image = pull(tiny(proxy), site, said.append)
-        by_digest = task(str(tiny(proxy, image.digest)))
+        by_digest = toy_task(image=str(tiny(proxy, image.digest)))
         pull(tiny(proxy, image.digest), site, said.append)
 
     async def start(image: str) -> str:

@@ -78,8 +78,7 @@ def test_daemons_of_slurm_that_are_away_are_no_reason_to_stop(site: Site) -> Non
         site.cluster.start_controller()
         site.cluster.start_node("cpu1")
     site.cluster.wait_for(lambda: site.job(directory, "runtime").state == "RUNNING", 30, "controller")
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.stop(directory)
 
 
 @pytest.mark.parametrize("victim", ROLES)
@@ -117,8 +116,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_ends_the_run_with_one_line_and_it_can_go_on(small_disk: Path, site: Site) -> None:
     directory = site.launch(run__peer_timeout_s="5")
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(9 << 20))
@@ -128,16 +126,13 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_can_go_on(small_disk: Pat
     assert not [draft for draft in directory.path.rglob(".*") if draft.name != ".spare"]
     filler.unlink()
     assert site.skyrl("resume").returncode == 0
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.wait_until_both_started(directory)
+    site.stop(directory)
 
 
 def test_a_killed_batch_job_ends_both(site: Site) -> None:
     directory = site.launch(run__peer_timeout_s="5")
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     [job] = role_processes(directory, "trainer", module="skyrl_stack.launch.slurm.job")
     os.kill(job, signal.SIGKILL)
     site.wait_until_both_ended(directory, 90)

@@ -14,8 +14,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.podman, pytest.mark.timeout(300)]
 
 def test_what_is_taken_away_comes_back_to_the_other_that_was_held(site: Site) -> None:
     directory = site.launch(run__max_requeues="2")
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     [trainer] = role_processes(directory, "trainer")
     site.cluster.run("scontrol", "requeue", site.job(directory, "runtime").id)
     site.wait_until_started(directory, "runtime", restart=1)
@@ -41,8 +40,7 @@ def test_what_is_taken_away_comes_back_to_the_other_that_was_held(site: Site) ->
 
 def test_a_preempted_trainer_is_waited_for_and_then_waited_for_in_the_queue(site: Site) -> None:
     directory = site.launch(run__hold_s="5")
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     urgent = ["sbatch", "--parsable", "--partition=gpu_urgent", "--mem=63000", "--output=/dev/null", "--wrap=sleep 600"]
     job = site.cluster.run(*urgent).strip()
     site.wait(lambda: site.job(directory, "runtime").state == "PENDING", 60, "the runtime in the queue", directory)
@@ -51,16 +49,14 @@ def test_a_preempted_trainer_is_waited_for_and_then_waited_for_in_the_queue(site
     site.wait_until_started(directory, "trainer", restart=1)
     site.wait_until_started(directory, "runtime", restart=1)
     assert directory.failure() is None
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.stop(directory)
     assert {site.job(directory, role).state for role in ROLES} == {"CANCELLED"}
 
 
 def test_a_preempted_trainer_leaves_by_itself_where_the_site_gives_notice(site: Site) -> None:
     site.cluster.run("scontrol", "update", "PartitionName=gpu_test", "GraceTime=120")
     directory = site.launch()
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     [runtime] = role_processes(directory, "runtime")
     urgent = ["sbatch", "--parsable", "--partition=gpu_urgent", "--mem=63000", "--output=/dev/null", "--wrap=sleep 600"]
     job = site.cluster.run(*urgent).strip()
@@ -71,14 +67,12 @@ def test_a_preempted_trainer_leaves_by_itself_where_the_site_gives_notice(site: 
     site.wait_until_started(directory, "trainer", restart=1)
     assert role_processes(directory, "runtime") == [runtime]
     assert directory.failure() is None
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.stop(directory)
 
 
 def test_a_role_that_hangs_is_killed_by_slurm_at_the_time_limit_and_comes_back(site: Site) -> None:
     directory = site.launch()
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     [hanging] = role_processes(directory, "trainer")
     os.kill(hanging, signal.SIGSTOP)
     job = site.job(directory, "trainer").id
@@ -86,14 +80,12 @@ def test_a_role_that_hangs_is_killed_by_slurm_at_the_time_limit_and_comes_back(s
     site.wait_until_started(directory, "trainer", restart=1, timeout_s=200)
     assert role_processes(directory, "trainer") != [hanging]
     assert "at its time limit; the job waits in the queue again" in site.skyrl("logs", "-n", "50").stdout
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.stop(directory)
 
 
 def test_daemons_of_a_node_that_are_killed_cost_at_most_a_start(site: Site) -> None:
     directory = site.launch()
-    site.wait_until_started(directory, "runtime")
-    site.wait_until_started(directory, "trainer")
+    site.wait_until_both_started(directory)
     [trainer] = role_processes(directory, "trainer")
     [runtime] = role_processes(directory, "runtime")
     [batch_job] = role_processes(directory, "runtime", module="skyrl_stack.launch.slurm.job")
@@ -110,8 +102,7 @@ def test_daemons_of_a_node_that_are_killed_cost_at_most_a_start(site: Site) -> N
     site.wait(lambda: runtime not in role_processes(directory, "runtime"), 60, "the end of the first", directory)
     assert role_processes(directory, "trainer") == [trainer]
     assert directory.failure() is None
-    assert site.skyrl("stop").returncode == 0
-    site.wait_until_both_ended(directory)
+    site.stop(directory)
 
 
 def test_a_file_system_that_shows_changes_late_ends_nothing(site: Site) -> None:
@@ -123,16 +114,14 @@ def test_a_file_system_that_shows_changes_late_ends_nothing(site: Site) -> None:
     with lagging(root, seen_by_gpu1) as lag:
         directory = site.launch()
         lag.up_to_s = 15
-        site.wait_until_started(directory, "runtime")
-        site.wait_until_started(directory, "trainer")
+        site.wait_until_both_started(directory)
         [trainer] = role_processes(directory, "trainer")
         site.cluster.run("scontrol", "requeue", site.job(directory, "runtime").id)
         site.wait_until_started(directory, "runtime", restart=1)
         time.sleep(2 * lag.up_to_s)
         assert directory.failure() is None
         assert role_processes(directory, "trainer") == [trainer]
-        assert site.skyrl("stop").returncode == 0
-        site.wait_until_both_ended(directory)
+        site.stop(directory)
 
         assert site.skyrl("resume", "--set", "trainer.steps=3").returncode == 0
         site.wait_until_started(directory, "trainer")  # it does not take the last launch, or its profile, for its own

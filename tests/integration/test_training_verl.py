@@ -21,7 +21,7 @@ from skyrl_stack.node import LAUNCH_VARIABLE
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.records import Endpoint, Launch, publish
 from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.tasks.task import Task
+from toys import toy_task
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
@@ -63,24 +63,9 @@ def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int =
         "hold_until": str(root / "go"),
     }
     loop_file.write_text(json.dumps([loop]))
-    directory.tasks_file.write_text("".join(f"{make_task(index).model_dump_json()}\n" for index in range(TASKS)))
+    tasks = (toy_task(instance_id=f"task-{index}", problem_statement=f"task {index}") for index in range(TASKS))
+    directory.tasks_file.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks))
     return directory
-
-
-def make_task(index: int) -> Task:
-    return Task(
-        instance_id=f"task-{index}",
-        repo="a/b",
-        version="1",
-        base_commit="0",
-        image="none",
-        problem_statement=f"task {index}",
-        patch="",
-        FAIL_TO_PASS=("t",),
-        PASS_TO_PASS=(),
-        eval_script="",
-        log_parser="parse_log_pytest_v2",
-    )
 
 
 def start(directory: RunDirectory, *arguments: str) -> subprocess.Popen[bytes]:

@@ -15,6 +15,12 @@ class FakeSlurm:
         script.write_text(f'#!/bin/sh\necho "$(basename "$0") $*" >> {self.folder}/calls\n{body}\n')
         script.chmod(0o755)
 
+    def is_idle(self) -> None:
+        """Let it be a cluster with the partition `test` of one node, and no job."""
+        self.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
+        self.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
+        self.answers("squeue", "echo '{\"jobs\": []}'")
+
     @property
     def calls(self) -> list[str]:
         file = self.folder / "calls"

@@ -6,24 +6,15 @@ from skyrl_stack.grading.apply import enters_git_directory
 from skyrl_stack.grading.protected import named_files, protected_pathspecs
 from skyrl_stack.grading.verdict import is_forged, report_of
 from skyrl_stack.tasks.task import Task
+from toys import toy_task
 
 FIXED, KEPT = "tests/test_a.py::test_fixed[x]", "tests/sub dir/test_b.py::T::test_kept"
 
 
 @pytest.fixture
 def task() -> Task:
-    return Task(
-        instance_id="pypi__toy-1.0",
-        repo="pypi/toy",
-        version="1.0",
-        base_commit="c0ffee",
-        image="localhost/toy:1",
-        problem_statement="It fails.",
-        patch="",
-        FAIL_TO_PASS=(FIXED,),
-        PASS_TO_PASS=(KEPT, "test_django (app.tests.T)"),
-        eval_script="#!/bin/bash\n: '>>>>> Start Test Output'\npytest\n: '>>>>> End Test Output'\n",
-        log_parser="parse_log_pytest",
+    return toy_task(
+        FAIL_TO_PASS=(FIXED,), PASS_TO_PASS=(KEPT, "test_django (app.tests.T)"), log_parser="parse_log_pytest"
     )
 
 

@@ -26,9 +26,7 @@ NOBODY = "http://127.0.0.1:9"
 def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.toml").write_text(profile_of_two_jobs("one"))
-    slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
-    slurm.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
-    slurm.answers("squeue", "echo '{\"jobs\": []}'")
+    slurm.is_idle()
     slurm.answers("sbatch", "echo 11")
     return slurm
 

@@ -19,9 +19,7 @@ REFUSES_TRAINER = "case $* in *trainer.sbatch) echo QOSMaxSubmitJobPerUserLimit 
 def site(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.toml").write_text(profile_of_two_jobs("two"))
-    slurm.answers("sinfo", "echo 'test|6:00:00|16|64000|(null)|1'")
-    slurm.answers("scontrol", "echo 'PartitionName=test MaxNodes=UNLIMITED QoS=N/A'")
-    slurm.answers("squeue", "echo '{\"jobs\": []}'")
+    slurm.is_idle()
     slurm.answers("scancel", "exit 0")
     slurm.answers("sbatch", "case $* in *trainer.sbatch) echo 12;; *) echo 11;; esac")
 

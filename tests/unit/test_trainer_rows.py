@@ -9,22 +9,11 @@ from skyrl_stack.errors import ProfileError
 from skyrl_stack.tasks.task import Task
 from skyrl_stack.trainer.checkpoints import repair_marker, steps_done
 from skyrl_stack.trainer.dataset import write_rows
+from toys import toy_task
 
 
 def task(number: int) -> Task:
-    return Task(
-        instance_id=f"task-{number}",
-        repo="a/b",
-        version="1",
-        base_commit="0",
-        image="image",
-        problem_statement=f"problem {number}",
-        patch="the gold patch",
-        FAIL_TO_PASS=("t",),
-        PASS_TO_PASS=(),
-        eval_script="",
-        log_parser="parse_log_pytest_v2",
-    )
+    return toy_task(instance_id=f"task-{number}", problem_statement=f"problem {number}", patch="the gold patch")
 
 
 def test_rows_keep_the_order_and_carry_no_gold(tmp_path: Path) -> None:

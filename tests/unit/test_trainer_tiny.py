@@ -13,8 +13,8 @@ from skyrl_stack.agent.calls import parse_turn
 from skyrl_stack.agent.policy import Completion
 from skyrl_stack.agent.tokens import TokenStream
 from skyrl_stack.errors import ProfileError
-from skyrl_stack.tasks.task import Task
 from skyrl_stack.trainer.tiny import network, supervised, teacher
+from toys import toy_task
 
 PATCH = """\
 diff --git a/pkg/m.py b/pkg/m.py
@@ -29,31 +29,15 @@ diff --git a/pkg/m.py b/pkg/m.py
 """
 
 
-def make_task(patch: str) -> Task:
-    return Task(
-        instance_id="t",
-        repo="a/b",
-        version="1",
-        base_commit="0",
-        image="image",
-        problem_statement="it is wrong",
-        patch=patch,
-        FAIL_TO_PASS=("t",),
-        PASS_TO_PASS=(),
-        eval_script="",
-        log_parser="parse_log_pytest_v2",
-    )
-
-
 def command(turn: str) -> str:
     (call,) = parse_turn(turn).calls
     return call.arguments["command"]
 
 
 def test_the_scripts_do_what_their_names_say(tmp_path: Path) -> None:
-    fix = teacher.line_fix(make_task(PATCH))
+    fix = teacher.line_fix(toy_task(patch=PATCH))
     assert (fix.file, fix.line) == ("pkg/m.py", 3)
-    for script, expected in zip(teacher.scripts(make_task(PATCH)), (fix.sound, fix.buggy, fix.buggy), strict=True):
+    for script, expected in zip(teacher.scripts(toy_task(patch=PATCH)), (fix.sound, fix.buggy, fix.buggy), strict=True):
         file = tmp_path / "m.py"
         file.write_text(f"import re\n\n{fix.buggy}\n# end\n")
         for turn in script.turns[:-1]:
@@ -66,7 +50,7 @@ def test_the_scripts_do_what_their_names_say(tmp_path: Path) -> None:
 
 def test_a_fix_of_two_lines_is_refused() -> None:
     with pytest.raises(ProfileError, match="learns to fix one line"):
-        teacher.line_fix(make_task(PATCH.replace(" # end", "-# end\n+# fin")))
+        teacher.line_fix(toy_task(patch=PATCH.replace(" # end", "-# end\n+# fin")))
 
 
 @pytest.fixture(scope="module")

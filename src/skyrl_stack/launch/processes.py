@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, PYTHON_VARIABLE, other_processes
+from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, PYTHON_VARIABLE, end_with_parent, other_processes
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None)
 
 
@@ -49,7 +49,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             start_new_session=True,
-            preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            preexec_fn=end_with_parent,
         )
 
 
@@ -72,7 +72,7 @@ def survivors(launch_id: str, *, launcher: int | None = None) -> list[int]:
 
 def adopt_orphans() -> None:
     """Become the parent of what a role leaves when it dies, in place of process 1."""
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def kill_adopted(holding: Path) -> None:

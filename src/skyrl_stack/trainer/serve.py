@@ -5,7 +5,6 @@ gives token ids, over a Unix socket, which is nobody else's.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import os
 import shutil
@@ -17,14 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError, StackError
+from skyrl_stack.node import end_with_parent
 from skyrl_stack.trainer.gpus import use_given_gpus
 
 MODEL = "model"
 "What the server calls it."
 CPU_LIMIT_GB = 4.0
 "Weights above it are not for a CPU, one token at a time."
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def main() -> int:
@@ -71,7 +69,7 @@ def _serve_by_vllm(files: Path, socket: Path, context_tokens: int) -> None:
         command,
         stdin=subprocess.DEVNULL,
         process_group=0,
-        preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=end_with_parent,
     )
     threading.Thread(target=_end_at_end_of_input, args=(process, socket), daemon=True).start()
     if code := process.wait():
