@@ -92,6 +92,9 @@ def test_an_episode_agrees_with_the_model_that_sampled_it_and_with_no_other(dire
     scored = replay(file, temperature=0.7)
     assert scored.agrees and scored.largest < 1e-4
     assert scored.tokens == len(first) + len(second)
+    for dtype in ("bfloat16", "float16"):
+        rounded = replay(file, temperature=0.7, dtype=dtype)
+        assert rounded.agrees and rounded.largest > scored.largest
     assert not replay(file).agrees  # at another temperature
     assert not replay(file, directory.path / "other", temperature=0.7).agrees
     with pytest.raises(SetupError, match="not a model"):
