@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,30 +173,46 @@ async def many(client: RuntimeClient, image: str, count: int, results: Results) 
     await asyncio.gather(*(sandbox.stop() for _, sandbox in good))
 
 
-async def alive(client: RuntimeClient, cold: Cold, image: str, count: int, results: Results) -> None:
+async def alive(client: RuntimeClient, image: str, count: int, results: Results) -> None:
     """Many idle ones: memory that is ours, and what they cost while nothing happens."""
-    before = _memory(cold.first)
+    before = sum(map(_memory, _family()))
     sandboxes = await asyncio.gather(*(client.start(SandboxSpec(image=image)) for _ in range(count)))
-    after = _memory(cold.first)
-    results.add(f"memory for each of {count} idle sandboxes", f"{(after - before) / count / 1024:.2f} MiB")
-    cpu, began = time.process_time(), time.monotonic()
+    after = sum(map(_memory, _family()))
+    results.add(f"memory for each of {count} idle sandboxes, its shell included", f"{(after - before) / count:.2f} MiB")
+    ours, own, began = sum(map(_cpu, _family())), time.process_time(), time.monotonic()
     await asyncio.sleep(IDLE_S)
-    share = (time.process_time() - cpu) / (time.monotonic() - began)
-    results.add(f"CPU of the server at {count} idle", f"{100 * share:.1f} %")
+    elapsed = time.monotonic() - began
+    results.add(f"CPU of the server at {count} idle", f"{100 * (time.process_time() - own) / elapsed:.1f} %")
+    share = (sum(map(_cpu, _family())) - ours) / elapsed
+    results.add("the same, with broker, warden and all that is in the sandboxes", f"{100 * share:.1f} %")
     await asyncio.gather(*(sandbox.stop() for sandbox in sandboxes))
 
 
-def _memory(first: int) -> int:
-    """KiB, of this process and of all in the cell of process 1 `first`; what processes share counts once."""
-    cell = Path(f"/proc/{first}/ns/user").readlink()  # a sandbox has its own pid namespace, and this one's users
-    total = 0
+def _family() -> list[int]:
+    """This process, and all that came of it: the cell, broker and warden, what is in the sandboxes."""
+    parents = dict[int, int]()
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.name == str(os.getpid()) or (process / "ns/user").readlink() == cell:
-                total += int((process / "smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
-        except (OSError, IndexError):  # ended meanwhile
-            continue
-    return total
+        with suppress(OSError):  # ended meanwhile
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sorted(family)
+
+
+def _memory(pid: int) -> float:
+    """MiB; of a page that n processes share each has 1/n."""
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]) / 1024
+    return 0.0
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 async def bulk(sandbox: RemoteSandbox, files: int, big_mb: int, results: Results) -> None:
@@ -243,7 +259,7 @@ async def measure(arguments: argparse.Namespace) -> Results:
         parts: dict[str, Callable[[], Awaitable[Any]]] = {
             "starts": lambda: starts(client, cold, image, arguments.rounds, results),
             "many": lambda: many(client, image, arguments.at_once, results),
-            "alive": lambda: alive(client, cold, image, arguments.alive, results),
+            "alive": lambda: alive(client, image, arguments.alive, results),
         }
         for part in parts.values():
             await part()
