@@ -1,6 +1,7 @@
 """What a sandbox costs: starts, commands, files and memory through the API, beside `podman run` and the bare runtime.
 
     python benchmarks/sandboxes.py [--image REFERENCE] [--rounds 20] [--at-once 64] [--alive 256] [--big-mb 1024]
+        [--beside PYTHON] [--plot docs/runtime-starts.svg]
 
 All in one run, the things that are compared in turns, so that what else the machine does falls on each of them.
 """
@@ -20,7 +21,9 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import beside
 import httpx
+from plot import strips
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +40,7 @@ from skyrl_stack.sandbox.podman_config import storage_options
 
 TOKEN = "benchmark"
 IDLE_S = 10.0
+STARTS = ("create → first command, our API", "podman run --rm IMAGE true", "OCI runtime and overlay alone")
 
 
 class Results:
@@ -44,6 +48,8 @@ class Results:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str]] = []
+        self.samples: dict[str, list[float]] = {}
+        "Seconds, by what took them."
 
     def add(self, what: str, value: str) -> None:
         self.rows.append((what, value))
@@ -51,7 +57,7 @@ class Results:
 
     def times(self, what: str, seconds: list[float]) -> float:
         """P50 and P95 in ms; returns the P50 in seconds."""
-        ordered = sorted(seconds)
+        ordered = self.samples[what] = sorted(seconds)
         p50, p95 = statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
         self.add(what, f"P50 {p50 * 1e3:.1f} ms, P95 {p95 * 1e3:.1f} ms (n = {len(ordered)})")
         return p50
@@ -74,13 +80,16 @@ class Cold:
         self.first = int(Path(f"/proc/{helper}/task/{helper}/children").read_text().split()[0])
         "Process 1 of the cell."
 
+    @property
+    def podman(self) -> list[str]:
+        """Argv of a Podman that has the same images and storage."""
+        runroot = self.cell.directory / "run/storage"
+        return ["podman", *storage_options(self.cell.graphroot, runroot, self.cell.image_stores, namespaces.id_map())]
+
     async def podman_run(self) -> float:
-        """Seconds of `podman run --rm IMAGE true`, by a Podman that has the same images and storage."""
-        ids = namespaces.id_map()
-        directory = self.cell.directory
-        storage = storage_options(self.cell.graphroot, directory / "run/storage", self.cell.image_stores, ids)
-        command = shlex.join(["podman", *storage, "run", "--rm", "--network=none", self.image, "true"])
-        return await asyncio.to_thread(self._inside, command)
+        """Seconds of `podman run --rm IMAGE true`."""
+        command = shlex.join([*self.podman, "run", "--rm", "--network=none", self.image, "true"])
+        return await asyncio.to_thread(self.inside, command)
 
     async def bare(self) -> float:
         """Seconds of an overlay mount, the OCI runtime's `run` of `true`, and its removal; without Podman."""
@@ -98,9 +107,9 @@ class Cold:
             f"{self.cell.runtime} --root {bundle}/state run --bundle {bundle} {name}; "
             f"umount {bundle}/root; rm -rf {bundle}"
         )
-        return await asyncio.to_thread(self._inside, command, prepare, json.dumps(config))
+        return await asyncio.to_thread(self.inside, command, prepare, json.dumps(config))
 
-    def _inside(self, command: str, prepare: str = "true", data: str = "") -> float:
+    def inside(self, command: str, prepare: str = "true", data: str = "") -> float:
         """Seconds that a shell in the cell takes for `command`."""
         script = f"{prepare}; began=$EPOCHREALTIME; {command} >&2; code=$?; echo $began $EPOCHREALTIME $code"
         argv = ["nsenter", f"--target={self.first}", "-U", "-m", "-p", "-S", "0", "-G", "0", "/bin/bash", "-c"]
@@ -128,9 +137,9 @@ async def starts(client: RuntimeClient, cold: Cold, image: str, rounds: int, res
         await sandbox.stop()
         podman.append(await cold.podman_run())
         bare.append(await cold.bare())
-    p50 = results.times("create → first command finished, by our API", ours[1:])
-    reference = results.times("`podman run --rm IMAGE true`", podman[1:])
-    floor = results.times("overlay mount + OCI runtime + removal, no Podman", bare[1:])
+    p50, reference, floor = (
+        results.times(what, times[1:]) for what, times in zip(STARTS, (ours, podman, bare), strict=True)
+    )
     results.add("ratio to `podman run`", f"{p50 / reference:.2f}")
     results.add("ratio to the bare runtime", f"{p50 / floor:.2f}")
 
@@ -156,6 +165,14 @@ async def commands(sandbox: RemoteSandbox, url: str, rounds: int, results: Resul
         pairs = [await timed(as_openhands()) for _ in range(10 * rounds)]
     results.times("command round trip, APIRemoteWorkspace's calls", [seconds for seconds, _ in pairs[5:]])
     results.add("searches that each of them needed", str(max(polls for _, polls in pairs)))
+
+
+async def others(cold: Cold, python: Path, rounds: int, results: Results) -> None:
+    """Services of the same kind, beside what `starts` and `commands` measure."""
+    for service in beside.SERVICES:
+        done = [await beside.measure(service, cold.inside, cold.podman, cold.image, python, 50) for _ in range(rounds)]
+        results.times(f"create → first command, {service.name}", [first for first, _ in done[1:]])
+        results.times(f"command round trip, {service.name}", [each for _, trips in done[1:] for each in trips])
 
 
 async def many(client: RuntimeClient, image: str, count: int, results: Results) -> None:
@@ -247,7 +264,9 @@ def _peak_mb() -> float:
 async def measure(arguments: argparse.Namespace) -> Results:
     results = Results()
     store = image_store_path(arguments.cache)
-    image = arguments.image or json.loads((store / "overlay-images/images.json").read_bytes())[0]["names"][0]
+    there = json.loads((store / "overlay-images/images.json").read_bytes())
+    names = [name for image in there for name in image.get("names") or ()]
+    image = arguments.image or next(name for name in names if "/task:" in name)
     section = RuntimeSection(max_sandboxes=arguments.alive + 1, lease_s=3600)
     async with AsyncExitStack() as stack:
         sandboxes = PodmanSandboxes(secrets.token_hex(8), image_stores=[store])
@@ -265,6 +284,8 @@ async def measure(arguments: argparse.Namespace) -> Results:
             await part()
         sandbox = await client.start(SandboxSpec(image=image))
         await commands(sandbox, served.url, arguments.rounds, results)
+        if arguments.beside:
+            await others(cold, arguments.beside, 1 + arguments.rounds // 4, results)
         await bulk(sandbox, arguments.files, arguments.big_mb, results)
         await sandbox.stop()
     return results
@@ -273,8 +294,10 @@ async def measure(arguments: argparse.Namespace) -> Results:
 def main() -> None:
     """The program's entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", help="of the image store; the first one in it")
+    parser.add_argument("--image", help="of the image store; the first task of the factory's")
     parser.add_argument("--cache", type=Path, help="the cache that holds the image store")
+    parser.add_argument("--beside", type=Path, help="prefix of a Python that has swe-rex and openhands-agent-server")
+    parser.add_argument("--plot", type=Path, help="SVG of the times of starts")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--alive", type=int, default=256)
@@ -283,6 +306,10 @@ def main() -> None:
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     results = asyncio.run(measure(arguments))
+    if arguments.plot:
+        names = [*STARTS, *(f"create → first command, {service.name}" for service in beside.SERVICES)]
+        samples = {name: results.samples[name] for name in names if name in results.samples}
+        arguments.plot.write_text(strips("What it takes to start a sandbox and run `true` in it", samples))
     table = Table(title=f"{os.cpu_count()} CPUs, load {load:.1f} before and {os.getloadavg()[0]:.1f} after")
     table.add_column("what")
     table.add_column("value", justify="right")
