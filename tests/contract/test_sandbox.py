@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,12 @@ from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.runtime.wire import NotRight
 from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
+from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -33,8 +36,13 @@ class Backend:
     """A provider, and the Podman behind it, through which a test takes sandboxes away."""
 
     provider: SandboxProvider
-    podman: PodmanSandboxes
+    podman: PodmanSandboxes | SocketSandboxes
     image: str
+
+    def require_warden(self) -> None:
+        """Sizes of a Podman elsewhere are those of its cgroups, which kill or refuse without a word."""
+        if isinstance(self.podman, SocketSandboxes):
+            pytest.skip("a Podman behind a socket enforces sizes by cgroups, see test_socket_sandboxes.py")
 
     async def start(self, **fields: object) -> Sandbox:
         return await self.provider.start(SandboxSpec.model_validate({"image": self.image, **fields}))
@@ -61,8 +69,26 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["podman", "client→server"])
+@pytest.fixture(scope="module")
+def podman_socket(tests_cache: Path) -> Iterator[Path]:
+    """That of a rootless Podman, which has the images of the tests, and containers nowhere else."""
+    directory = make_private_directory(secrets.token_hex(8))
+    try:
+        with Cell(directory, image_stores=[image_store_path(tests_cache)]) as cell:
+            yield cell.socket
+    finally:
+        remove_private_directory(directory)
+
+
+@pytest.fixture(scope="module", params=["podman", "client→server", "socket"])
 async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
+    if request.param == "socket":
+        socket = request.getfixturevalue("podman_socket")
+        async with SocketSandboxes(
+            secrets.token_hex(8), socket, output_limit=OUTPUT_LIMIT, isolation="no-netns"
+        ) as podman:
+            yield Backend(podman, podman, tiny_image)
+        return
     stores = [image_store_path(tests_cache)]
     async with PodmanSandboxes(
         secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT, isolation="no-netns"
@@ -257,6 +283,7 @@ DISK_FILLER = "for ((i = 0; ; i++)); do head -c 20000000 /dev/zero > /tmp/$i; sl
 async def test_going_over_a_size_is_a_result_and_the_neighbour_does_not_notice(
     backend: Backend, sandbox: Sandbox, hog: str, resource: str, sizes: dict[str, int]
 ) -> None:
+    backend.require_warden()
     greedy = await backend.start(**sizes)
     await greedy.run("cd /tmp; export KEPT=yes")
     done = asyncio.create_task(greedy.run(hog, timeout_s=60))
@@ -295,6 +322,7 @@ async def test_memory_that_processes_share_counts_once(backend: Backend) -> None
 
 
 async def test_what_runs_in_the_background_counts(backend: Backend) -> None:
+    backend.require_warden()
     sandbox = await backend.start(pids=20)
     excess = (await sandbox.run("for i in {1..40}; do sleep 7777 & done")).excess
     deadline = time.monotonic() + 20
@@ -307,6 +335,7 @@ async def test_what_runs_in_the_background_counts(backend: Backend) -> None:
 
 
 async def test_a_cpu_hog_is_confined_to_its_cpus(backend: Backend) -> None:
+    backend.require_warden()
     sandbox = await backend.start(cpus=0.05)
     hog = "for i in 1 2 3 4; do while :; do :; done & done; sleep 4; while read -r key list; do "
     result = await sandbox.run(hog + "[[ $key == Cpus_allowed_list: ]] && echo $list; done < /proc/self/status; :")

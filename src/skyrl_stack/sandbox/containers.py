@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,16 +11,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from skyrl_stack.errors import SandboxLost, SetupError
 from skyrl_stack.sandbox.cell import START_TIMEOUT_S, Cell
 from skyrl_stack.sandbox.contract import FileMissing
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.pipes import PipeReader
+from skyrl_stack.sandbox.stream import Output
 
 _ERRORS: dict[str, type[Exception]] = {"gone": SandboxLost, "missing": FileMissing, "failed": RuntimeError}
 _PIECE = 64 * 1024
+_FILE_PIECE = 1 << 20
 _DESCRIPTORS = 4
 
 
@@ -29,7 +32,7 @@ class Exec:
 
     pid: int
     "As the cell counts."
-    output: PipeReader
+    output: Output
     input: asyncio.WriteTransport
 
     def close(self) -> None:
@@ -121,13 +124,34 @@ class Containers:
             return (await self._ask("is_running", id=container))[0]["running"]
         return False
 
-    async def open_file(self, container: str, path: str, *, write: bool = False) -> int:
-        """A descriptor of a regular file; for writing it is made, with its directories, where it is not there.
+    async def open_file(self, container: str, path: str) -> int:
+        """A descriptor of a regular file.
 
         Raises:
             FileMissing: there is none, or something else is there.
         """
-        return (await self._ask("open", id=container, path=path, write=write))[1][0]
+        return (await self._ask("open", id=container, path=path, write=False))[1][0]
+
+    async def write_from(self, container: str, path: str, data: BinaryIO) -> None:
+        """Create or replace a file, with its directories, by all that `data` holds, piece by piece.
+
+        Raises:
+            ValueError: something else is there, or it cannot be written.
+        """
+        try:
+            descriptor = (await self._ask("open", id=container, path=path, write=True))[1][0]
+        except FileMissing as error:
+            raise ValueError(str(error)) from error
+
+        def write() -> None:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                file.truncate()
+                shutil.copyfileobj(data, file, _FILE_PIECE)
+
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
 
     async def kill(self, container: str, pid: int, marker: str) -> None:
         """Kill a shell and all that came of it, which carries `marker` in its environment.

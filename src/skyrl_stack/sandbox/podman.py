@@ -5,7 +5,6 @@ import io
 import logging
 import os
 import secrets
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
-from skyrl_stack.sandbox.contract import CommandResult, FileMissing, SandboxSpec
+from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.engine import Engine, Sizes
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import Description, Patterns
@@ -38,11 +38,11 @@ class PodmanSandbox:
 
     def __init__(
         self,
-        containers: Containers,
+        containers: Engine,
         identifier: str,
         description: Description,
         *,
-        limits: Limits,
+        limits: Sizes,
         preamble: str,
         output_limit: int,
     ) -> None:
@@ -109,20 +109,7 @@ class PodmanSandbox:
     async def write_from(self, path: str, data: BinaryIO) -> None:
         """`write_file` of all that `data` holds, piece by piece."""
         with self._unless_expired():
-            try:
-                descriptor = await self._containers.open_file(self.id, _absolute(path), write=True)
-            except FileMissing as error:
-                raise ValueError(str(error)) from error
-
-        def write() -> None:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.truncate()
-                shutil.copyfileobj(data, file, _PIECE)
-
-        try:
-            await asyncio.to_thread(write)
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from error
+            await self._containers.write_from(self.id, _absolute(path), data)
 
     async def pause(self) -> None:
         """Stop every process of the sandbox where it is. By signal: a rootless Podman may lack the freezer."""
@@ -257,7 +244,7 @@ class PodmanSandboxes:
         try:
             description = await self._service.call(lambda client: self._patterns.describe(client, name, spec))
         except APIError as error:
-            raise _start_failed(spec, error) from error
+            raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
             self._containers,
             name,
@@ -273,7 +260,7 @@ class PodmanSandboxes:
             await asyncio.shield(sandbox.stop())
             if not isinstance(error, Exception):
                 raise
-            raise _start_failed(spec, error) from error
+            raise start_failed(spec, error) from error
         return sandbox
 
     async def save_images(self, references: Sequence[str]) -> Path:
@@ -339,7 +326,8 @@ class PodmanSandboxes:
             remove_private_directory(directory)
 
 
-def _start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
+def start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
+    """What to raise for `error`: the image, and why, on one line."""
     reason = getattr(error, "explanation", None) or error
     return SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}")
 

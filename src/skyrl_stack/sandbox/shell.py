@@ -13,8 +13,9 @@ from importlib.resources import files
 from shlex import quote
 
 from skyrl_stack.errors import SandboxLost
-from skyrl_stack.sandbox.containers import Containers, Exec
+from skyrl_stack.sandbox.containers import Exec
 from skyrl_stack.sandbox.contract import CommandResult
+from skyrl_stack.sandbox.engine import Engine
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.stream import CommandStreams
 
@@ -46,7 +47,7 @@ class Shell:
 
     def __init__(
         self,
-        containers: Containers,
+        containers: Engine,
         container: str,
         name: str,
         *,

@@ -3,6 +3,7 @@
     <tmp>/skyrl-<id>/        mode 0700, of the user that is root in the cell
     ├── owner.json           who made it, so that `sweep` can tell the dead from the living
     ├── podman.sock          Podman's API
+    ├── outside.json         or where it is, if it is not ours; no more files then
     ├── config/              Podman's own configuration
     └── storage/, run/, …    containers; nothing of them is shared with another launch
 
@@ -25,6 +26,7 @@ from skyrl_stack.sandbox import namespaces
 PREFIX = "skyrl-"
 CACHE_VARIABLE = "SKYRL_CACHE"
 IMAGES_VARIABLE = "SKYRL_IMAGES"
+_OUTSIDE = "outside.json"
 _SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
 
 
@@ -96,6 +98,20 @@ def read_owner(path: Path) -> Owner | None:
     """The owner of a private directory, if it says so."""
     try:
         return Owner.model_validate(json.loads((path / "owner.json").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def name_socket(path: Path, socket: Path) -> None:
+    """Say in a private directory whose Podman has the launch's containers."""
+    (path / _OUTSIDE).write_text(json.dumps({"socket": str(socket)}))
+
+
+def named_socket(path: Path) -> Path | None:
+    """What `name_socket` said. In a directory of another user it says nothing: it could name a socket of ours."""
+    file = path / _OUTSIDE
+    try:
+        return Path(json.loads(file.read_bytes())["socket"]) if file.lstat().st_uid == os.geteuid() else None
     except (OSError, ValueError):
         return None
 

@@ -20,6 +20,12 @@ class Source(Protocol):
         ...
 
 
+class Output(Source, Protocol):
+    """A source that somebody has to close."""
+
+    def close(self) -> None: ...
+
+
 class CappedText:
     """Bytes of which only the first and the last half of `limit` are kept."""
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
-from skyrl_stack.sandbox.storage import PREFIX, private_root, read_owner, remove_private_directory
+from skyrl_stack.sandbox.podman_api import PodmanApi, Refused
+from skyrl_stack.sandbox.storage import PREFIX, named_socket, private_root, read_owner, remove_private_directory
 
 _DEATH_TIMEOUT_S = 5.0
 ROOM = 1 << 30
@@ -64,7 +65,7 @@ def sweep() -> list[Leftover]:
             removed.append(process)
     for directory in _left_directories():
         with suppress(SetupError):
-            remove_private_directory(directory.path)
+            _remove(directory)
             removed.append(directory)
     return removed
 
@@ -80,7 +81,7 @@ def make_room() -> str | None:
     removed = 0
     for directory in _left_directories():
         with suppress(SetupError):
-            remove_private_directory(directory.path)
+            _remove(directory)
             removed += 1
     if not _has_room():
         raise SetupError(
@@ -88,6 +89,21 @@ def make_room() -> str | None:
             "(launcher.scratch on Slurm) to another node-local directory"
         )
     return f"healed: {private_root()} was full; removed what {removed} dead launches had left there"
+
+
+def _remove(directory: LeftDirectory) -> None:
+    """Remove a directory, and before it what a Podman elsewhere still has of the launch."""
+    if socket := named_socket(directory.path):
+        api = PodmanApi(socket)
+        try:
+            api.remove_launch(directory.launch_id)
+        except Refused as error:
+            raise SetupError(f"{socket}: containers of launch {directory.launch_id} are left: {error}") from error
+        except OSError:  # it is gone, and so are its containers
+            pass
+        finally:
+            api.close()
+    remove_private_directory(directory.path)
 
 
 def _has_room() -> bool:
