@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import secrets
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from rootfs import build_rootfs
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.make import make_tasks
 from skyrl_stack.profile import TasksSection
+from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.namespaces import require_user_namespaces
 from skyrl_stack.sandbox.podman_config import require_podman
-from skyrl_stack.sandbox.storage import cache_dir
+from skyrl_stack.sandbox.storage import cache_dir, make_private_directory, remove_private_directory
 from skyrl_stack.tasks.task import Task, read_tasks
 
 os.environ |= {"RAY_worker_niceness": "0"}  # its own is 15: beside another file of tests its workers would starve
@@ -81,3 +84,14 @@ def tiny_image(tests_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> s
 
     asyncio.run(ensure())
     return reference
+
+
+@pytest.fixture(scope="module")
+def podman_socket(tests_cache: Path) -> Iterator[Path]:
+    """That of a rootless Podman, which has the images of the tests, and containers nowhere else."""
+    directory = make_private_directory(secrets.token_hex(8))
+    try:
+        with Cell(directory, image_stores=[image_store_path(tests_cache)]) as cell:
+            yield cell.socket
+    finally:
+        remove_private_directory(directory)

@@ -167,6 +167,14 @@ class Profile(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_tasks(self) -> Self:
+        if self.runtime.podman_socket and not self.tasks.file:
+            raise ValueError(
+                "runtime.podman_socket: the Podman behind it makes no tasks; name a file of them by tasks.file"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.is_coupled and self.trainer.concurrent_episodes > self.sandboxes:
             nodes = f" on each of {self.runtime_nodes} nodes" if self.runtime_nodes > 1 else ""

@@ -33,6 +33,8 @@ class RuntimeSection(Section):
     network: Literal["none", "host"] = "none"
     isolation: Isolation = "shared-uid"
     "The least that a node may give its sandboxes, see `sandbox/isolation.py`; one that gives less is refused."
+    podman_socket: Path | None = None
+    "Of a Podman that is there already, which starts the sandboxes: for nodes where the runtime may make no namespaces."
     output_limit_kb: int = Field(default=256, ge=4, le=65536)
     "Bytes of one command's stdout and of its stderr that are kept, in KiB."
     urls: tuple[RuntimeUrl, ...] = ()
@@ -45,6 +47,14 @@ class RuntimeSection(Section):
         if bool(self.urls) != bool(self.api_key_file):
             lacking = "api_key_file (--api-key-file)" if self.urls else "urls (--runtime-url)"
             raise ValueError(f"urls and api_key_file belong together: add {lacking}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_sandboxes(self) -> Self:
+        if self.podman_socket and not self.podman_socket.is_absolute():
+            raise ValueError(f"podman_socket = {self.podman_socket}: must be an absolute path, the same on every node")
+        if self.podman_socket and self.urls:
+            raise ValueError("podman_socket is for a runtime of this launch, urls uses others: only one of them works")
         return self
 
     @property

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +19,10 @@ from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.runtime.wire import NotRight
 from skyrl_stack.runtime_section import RuntimeSection
-from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
-from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -67,17 +65,6 @@ def process_1(sandbox: str) -> int:
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def podman_socket(tests_cache: Path) -> Iterator[Path]:
-    """That of a rootless Podman, which has the images of the tests, and containers nowhere else."""
-    directory = make_private_directory(secrets.token_hex(8))
-    try:
-        with Cell(directory, image_stores=[image_store_path(tests_cache)]) as cell:
-            yield cell.socket
-    finally:
-        remove_private_directory(directory)
 
 
 @pytest.fixture(scope="module", params=["podman", "client→server", "socket"])

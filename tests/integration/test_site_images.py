@@ -27,6 +27,7 @@ from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.storage import remove_private_directory
 from toys import toy_task
 
@@ -194,6 +195,28 @@ def test_a_node_needs_no_registry_once_the_site_has_an_image(
         assert len(said) == before
     finally:
         remove_private_directory(cache)
+
+
+def test_a_podman_behind_a_socket_gets_them_from_the_site_too(
+    registry: str, site: SiteStore, said: list[str], podman_socket: Path
+) -> None:
+    with proxied(registry) as proxy:
+        image = pull(tiny(proxy), site, said.append)
+        by_tag, by_digest = task(str(tiny(proxy))), task(str(tiny(proxy, image.digest)))
+        pull(tiny(proxy, image.digest), site, said.append)
+
+    async def start(image: str) -> str:
+        async with SocketSandboxes(secrets.token_hex(8), podman_socket) as sandboxes:
+            assert await sandboxes.lacking_images([image]) == []
+            sandbox = await sandboxes.start(SandboxSpec(image=image))
+            return (await sandbox.run("pwd")).stdout
+
+    for one in (by_digest, by_tag):
+        asyncio.run(ensure_images([one], said.append, pulling=False, podman_socket=podman_socket))
+        assert asyncio.run(start(one.image)) == "/testbed\n"
+    with pytest.raises(SetupError, match=r"tasks\.pull = false; run `skyrl-stack images pull"):
+        other = task(str(tiny(proxy, "other")))
+        asyncio.run(ensure_images([other], said.append, pulling=False, podman_socket=podman_socket))
 
 
 def test_the_commands(proxy: Proxy, site: SiteStore, tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_with_one_it_is_the_images_and_sees_the_run(tmp_path: Path, apptainer: N
     assert "--nv" not in command
 
 
+def test_a_podman_of_the_machine_is_shown(tmp_path: Path, apptainer: None) -> None:
+    images = ImagesSection(runtime=tmp_path / "runtime.sif")
+    profile = Profile.model_validate(
+        {
+            "name": "test",
+            "images": images,
+            "tasks": {"file": "tasks.jsonl"},
+            "runtime": {"podman_socket": "/run/somewhere/podman.sock"},
+        }
+    )
+    command = frozen.interpreter(RunDirectory.create(tmp_path / "runs", profile), "runtime")
+    assert "/run/somewhere" in [command[number + 1] for number, word in enumerate(command) if word == "--bind"]
+
+
 def test_it_trusts_what_the_machine_trusts(tmp_path: Path, apptainer: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tmp_path / "site.pem"
     bundle.touch()

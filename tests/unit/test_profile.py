@@ -76,6 +76,18 @@ def test_overrides_are_typed_and_applied_in_order(profile_file: Path) -> None:
     assert profile.name == "mine"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["runtime.podman_socket=/run/podman.sock"], "makes no tasks; name a file of them by tasks.file"),
+        (["runtime.podman_socket=podman.sock", "tasks.file=t.jsonl"], "must be an absolute path"),
+    ],
+)
+def test_a_podman_behind_a_socket_needs_tasks(profile_file: Path, overrides: list[str], reason: str) -> None:
+    with pytest.raises(ProfileError, match=reason):
+        load_profile(profile_file, overrides)
+
+
 def test_verl_options_pass_through_with_their_dots(profile_file: Path) -> None:
     profile = load_profile(profile_file, ["trainer.verl.actor_rollout_ref.actor.clip_ratio_high=0.28"])
     assert profile.trainer.verl == {"actor_rollout_ref.actor.clip_ratio_high": 0.28}

@@ -26,8 +26,7 @@ from skyrl_stack.profile import Profile
 from skyrl_stack.records import publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxProvider
-from skyrl_stack.sandbox.images import image_store_path
-from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.providers import sandboxes_of
 from skyrl_stack.tasks.task import Task, read_tasks
 
 Say = Callable[[str], None]
@@ -115,13 +114,8 @@ class Evaluation:
         if not rest:
             return
         say(f"{len(rest)} of {len(tasks) * repetitions} episodes to play, {at_once} at once; in {self.directory.path}")
-        await ensure_images((task for task, _ in rest), say)
-        provider = PodmanSandboxes(
-            secrets.token_hex(8),
-            image_stores=[image_store_path()],
-            run_directory=str(self.directory.path),
-            isolation=profile.runtime.isolation,
-        )
+        await ensure_images((task for task, _ in rest), say, podman_socket=profile.runtime.podman_socket)
+        provider = sandboxes_of(profile.runtime, secrets.token_hex(8), run_directory=str(self.directory.path))
         async with provider as sandboxes, open_client(endpoint) as http:
             await _Players(self, endpoint, profile, sandboxes, http, say).play(rest, at_once)
 

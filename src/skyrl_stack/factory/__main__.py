@@ -38,11 +38,15 @@ def provide(directory: RunDirectory) -> None:
     Raises:
         StackError: they cannot be had; says why.
     """
-    if asyncio.run(await_images(directory, say)):
+    profile = directory.profile()
+    section, socket = profile.tasks, profile.runtime.podman_socket
+    if socket is None and asyncio.run(await_images(directory, say)):
         return
-    section = directory.profile().tasks
     if section.file is not None:
-        tasks = asyncio.run(given_tasks(section.file, say, unverified=section.unverified, pulling=section.pull))
+        given = given_tasks(
+            section.file, say, unverified=section.unverified, pulling=section.pull, podman_socket=socket
+        )
+        tasks = asyncio.run(given)
         write_tasks(directory.tasks_file, tasks)
     else:
         path = asyncio.run(make_tasks(section, cache_dir(), say))

@@ -8,8 +8,10 @@ from skyrl_stack.tasks.manifest import trainable_tasks
 from skyrl_stack.tasks.task import Task
 
 
-async def given_tasks(path: Path, say: Say, *, unverified: bool = False, pulling: bool = True) -> list[Task]:
-    """The tasks of `path` that may be trained on, their images in the image store.
+async def given_tasks(
+    path: Path, say: Say, *, unverified: bool = False, pulling: bool = True, podman_socket: Path | None = None
+) -> list[Task]:
+    """The tasks of `path` that may be trained on, their images where `ensure_images` has them.
 
     Quarantined ones are left out. Those that nobody verified are refused, unless `unverified`.
 
@@ -19,5 +21,5 @@ async def given_tasks(path: Path, say: Say, *, unverified: bool = False, pulling
         SetupError: an image cannot be had.
     """
     tasks = trainable_tasks(path, say, unverified=unverified)
-    await ensure_images(tasks, say, pulling=pulling)
+    await ensure_images(tasks, say, pulling=pulling, podman_socket=podman_socket)
     return tasks

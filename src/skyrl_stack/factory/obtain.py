@@ -5,6 +5,7 @@ registry ── once for all nodes ──▶ site's store ── layers that the
 
 import asyncio
 from collections.abc import Iterable
+from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.base import Say
@@ -13,6 +14,8 @@ from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.podman_api import PodmanApi
+from skyrl_stack.sandbox.socket_images import SocketImages
 from skyrl_stack.sandbox.storage import site_images
 from skyrl_stack.tasks.task import Task
 
@@ -20,18 +23,33 @@ MADE_HERE = "localhost/"
 "What the names of images begin with that no registry has."
 
 
-async def ensure_images(tasks: Iterable[Task], say: Say, *, pulling: bool = True) -> None:
-    """Have the images of `tasks` in this node's store. Without `pulling` no registry is asked.
+async def ensure_images(
+    tasks: Iterable[Task], say: Say, *, pulling: bool = True, podman_socket: Path | None = None
+) -> None:
+    """Have the images of `tasks` in this node's store, or in the Podman behind a socket. Without `pulling` no registry
+    is asked.
 
     Raises:
         SetupError: one cannot be had; names it and the way out.
     """
-    async with ImageStore() as node:
-        images = dict.fromkeys(task.image for task in tasks)
-        lacking = [image for image in images if not await node.has(image)]
-    if not lacking:
+    images = list(dict.fromkeys(task.image for task in tasks))
+    if podman_socket:
+        with PodmanApi(podman_socket) as api:
+            elsewhere = SocketImages(api)
+            lacking = await elsewhere.lacking(images)
+            await _fetch(lacking, say, pulling=pulling)
+            for image in lacking:
+                await elsewhere.obtain(image)
         return
-    site, found = SiteStore(site_images()), {}
+    async with ImageStore() as node:
+        lacking = [image for image in images if not await node.has(image)]
+    if lacking:
+        await _load(await _fetch(lacking, say, pulling=pulling))
+
+
+async def _fetch(lacking: list[str], say: Say, *, pulling: bool) -> dict[str, Reference]:
+    """Have images in the site's store."""
+    site, found = SiteStore(site_images()), dict[str, Reference]()
     for number, image in enumerate(lacking, 1):
         if image.startswith(MADE_HERE):
             raise SetupError(f"{image}: it was made on another machine, and no registry has it")
@@ -43,10 +61,11 @@ async def ensure_images(tasks: Iterable[Task], say: Say, *, pulling: bool = True
             )
         say(f"image {number} of {len(lacking)}: {image}")
         await asyncio.to_thread(pull, reference, site, say)
-    await _load(found, site)
+    return found
 
 
-async def _load(images: dict[str, Reference], site: SiteStore) -> None:
+async def _load(images: dict[str, Reference]) -> None:
+    site = SiteStore(site_images())
     with served(site, images.values()) as registries:
         async with ImageStore(registries=registries) as node:
             for image, reference in images.items():

@@ -84,6 +84,8 @@ def _shown(directory: RunDirectory, profile: Profile) -> list[Path]:
     """What the role needs of the machine beside its home, which Apptainer shows by itself."""
     model = Path(profile.model.path).absolute()
     given = [path for path in (site_images(), model) if path.is_dir()]
+    if socket := profile.runtime.podman_socket:
+        given.append(socket.parent)  # a service that is started again makes a new socket
     if key_file := profile.runtime.api_key_file:
         given.append(key_file.absolute())
     paths = [directory.path, Path.cwd(), Path(tempfile.gettempdir()), cache_dir(), *given]

@@ -17,8 +17,7 @@ from skyrl_stack.records import Endpoint, publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.server import Served, serving
 from skyrl_stack.runtime_section import RuntimeSection
-from skyrl_stack.sandbox.images import image_store_path
-from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.providers import NodeSandboxes, sandboxes_of
 from skyrl_stack.sandbox.sweep import make_room
 
 LOG = logging.getLogger("skyrl_stack.runtime")
@@ -70,13 +69,8 @@ class Runtime:
         profile, me = self.directory.profile(), presence.me
         token = self._token(profile.run)
         endpoint_file = self.directory.endpoint_file("runtime", me.instance)
-        provider = PodmanSandboxes(
-            f"{me.launch_id}-{me.instance}.{me.restart}",  # Slurm may put two instances on one node
-            image_stores=[image_store_path()],
-            run_directory=str(self.directory.path),
-            output_limit=profile.runtime.output_limit_kb * 1024,
-            isolation=profile.runtime.isolation,
-        )
+        name = f"{me.launch_id}-{me.instance}.{me.restart}"  # Slurm may put two instances on one node
+        provider = sandboxes_of(profile.runtime, name, run_directory=str(self.directory.path))
         server = serving(
             provider,
             _placed(profile.runtime),
@@ -99,7 +93,7 @@ class Runtime:
     def _token(self, run: RunSection) -> str:
         return self.directory.api_key_file.read_text() if run.runtime_only else secrets.token_urlsafe(32)
 
-    async def _until_stopped(self, sandboxes: PodmanSandboxes, served: Served) -> None:
+    async def _until_stopped(self, sandboxes: NodeSandboxes, served: Served) -> None:
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
@@ -108,7 +102,7 @@ class Runtime:
                     await self._revive(sandboxes, served)
                 await self._drop_what_is_left(served)
 
-    async def _revive(self, sandboxes: PodmanSandboxes, served: Served) -> None:
+    async def _revive(self, sandboxes: NodeSandboxes, served: Served) -> None:
         """Start Podman again after it died. Its sandboxes died with it, and so do their leases.
 
         Raises:

@@ -23,7 +23,8 @@ from skyrl_stack.runtime.places import Places
 from skyrl_stack.runtime.wire import Conflict, Full, RuntimeInfo, StartRequest, Unknown
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+from skyrl_stack.sandbox.podman import PodmanSandbox
+from skyrl_stack.sandbox.providers import NodeSandboxes
 
 LOG = logging.getLogger(__name__)
 REAP_INTERVAL_S = 0.5
@@ -91,7 +92,7 @@ class Leases:
     """
 
     def __init__(
-        self, sandboxes: PodmanSandboxes, section: RuntimeSection, listen: Listen, *, client_timeout_s: float
+        self, sandboxes: NodeSandboxes, section: RuntimeSection, listen: Listen, *, client_timeout_s: float
     ) -> None:
         self.clients = Clients(client_timeout_s)
         self._sandboxes = sandboxes

@@ -15,7 +15,7 @@ from skyrl_stack.records import Load
 from skyrl_stack.runtime.front import Front
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime_section import RuntimeSection
-from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.providers import NodeSandboxes
 
 _KEEP_ALIVE_S = 600
 "An idle connection is closed by the client: one closed by the server may break a request that is on its way."
@@ -79,7 +79,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    sandboxes: PodmanSandboxes,
+    sandboxes: NodeSandboxes,
     section: RuntimeSection,
     token: str,
     *,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from skyrl_stack.errors import SandboxLost
@@ -73,6 +74,12 @@ class PodmanApi:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._threads = ThreadPoolExecutor(_WORKERS, "podman")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -163,10 +170,6 @@ class PodmanApi:
         except (OSError, EOFError) as error:
             raise SandboxLost(f"the Podman behind {self.path} is gone: {error}") from error
         return frames
-
-    def load_images(self, archive: BinaryIO) -> None:
-        """Add the images of an archive, of Docker's form or of OCI's."""
-        self.call("POST", "/images/load", archive)
 
     def remove_launch(self, launch_id: str) -> None:
         """Remove every container of a launch.

@@ -41,13 +41,14 @@ class SocketImages:
         """
         return await self._api.in_thread(lambda: self._inspect(reference) or self._fetch(reference))
 
-    async def is_to_be_had(self, reference: str) -> bool:
-        """Whether a sandbox could be started from it.
+    async def lacking(self, references: Sequence[str]) -> list[str]:
+        """Those of `references` that Podman does not have.
 
         Raises:
             SandboxLost: Podman is gone.
         """
-        return await self._api.in_thread(lambda: bool(self._inspect(reference) or _at_the_site(reference)))
+        found = await self._api.in_thread(lambda: [self._inspect(reference) for reference in references])
+        return [reference for reference, image in zip(references, found, strict=True) if image is None]
 
     async def save(self, references: Sequence[str], directory: Path) -> Path:
         """An archive of images, in `directory`.
@@ -95,15 +96,8 @@ class SocketImages:
             raise SetupError(f"Podman cannot pull it from {site.path}: {errors[-1]}")
         tag = wanted.version.replace(":", "-")
         self._api.call("POST", f"/images/{place}/tag", repo=wanted.name, tag=tag)
-        self._api.call("POST", f"/images/{place}/untag", repo=places[wanted.name], tag=wanted.version)
+        self._api.call("DELETE", f"/images/{place}")  # of two names it loses this one
         site.use(wanted)
         if image := self._inspect(reference):
             return image
         raise SetupError(f"Podman pulled it from {site.path}, and does not know it by this name")
-
-
-def _at_the_site(reference: str) -> bool:
-    try:
-        return SiteStore(site_images()).find(Reference.parse(reference)) is not None
-    except SetupError:  # the name of no registry's image
-        return False

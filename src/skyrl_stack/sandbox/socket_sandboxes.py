@@ -17,13 +17,14 @@ from typing import Any, Self
 
 from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
-from skyrl_stack.sandbox.contract import Excess, SandboxSpec
+from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.isolation import Rung
+from skyrl_stack.sandbox.lifeline import Size, process_1
 from skyrl_stack.sandbox.limits import of_shell
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.podman import PodmanSandbox, start_failed
 from skyrl_stack.sandbox.podman_api import LABEL, PodmanApi, Refused
-from skyrl_stack.sandbox.socket_containers import PROCESS_1, SocketContainers, attached
+from skyrl_stack.sandbox.socket_containers import SocketContainers, attached
 from skyrl_stack.sandbox.socket_images import SocketImages
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
 
@@ -38,16 +39,6 @@ class _Asked(Description):
 
     def process(self, argv: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
         return attached(argv, environment)
-
-
-class _ByPodman:
-    """Sizes are Podman's to enforce: its cgroups stop what is too much, and tell nobody."""
-
-    def watch(self, identifier: str, pid: int, upper: str, spec: SandboxSpec) -> None: ...
-
-    def forget(self, identifier: str) -> None: ...
-
-    def excess(self, identifier: str) -> Excess | None: ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,12 @@ class _Service:
         if spec.cpus and "cpu" in self.controllers:
             limits["cpu"] = {"quota": int(spec.cpus * _CPU_PERIOD_US), "period": _CPU_PERIOD_US}
         return limits
+
+    def watched(self, spec: SandboxSpec) -> list[Size]:
+        """The sizes of which process 1 can see in its cgroups that they were exceeded."""
+        limits = self.limits(spec)
+        sizes: dict[str, Size] = {"memory": "memory", "pids": "processes"}
+        return [size for name, size in sizes.items() if name in limits]
 
     def __str__(self) -> str:
         names = {"memory": "memory", "pids": "processes", "cpu": "cpus"}
@@ -138,6 +135,11 @@ class SocketSandboxes:
         return self._directory is not None and self._api.is_alive
 
     @property
+    def isolation(self) -> str:
+        """See `PodmanSandboxes.isolation`."""
+        return self.rung.isolation if self.rung else ""
+
+    @property
     def last_words(self) -> str:
         """Its log is elsewhere."""
         return f"nobody listens at {self.socket}"
@@ -155,7 +157,7 @@ class SocketSandboxes:
             self._containers,
             name,
             _Asked([], self._request(name, spec), {}, spec.workdir or image.workdir),
-            limits=_ByPodman(),
+            limits=self._containers,
             preamble=of_shell(spec.model_copy(update={"pids": None})),  # counted by user: of all sandboxes at once
             output_limit=self.output_limit,
         )
@@ -177,7 +179,9 @@ class SocketSandboxes:
 
     async def lacking_images(self, references: Sequence[str]) -> list[str]:
         """See `PodmanSandboxes.lacking_images`."""
-        return [reference for reference in references if not await self._images.is_to_be_had(reference)]
+        if self._directory is None:
+            raise SandboxLost("the provider is closed")
+        return await self._images.lacking(references)
 
     def _request(self, name: str, spec: SandboxSpec) -> dict[str, Any]:
         """What Podman is asked for. Source: its API, `SpecGenerator`."""
@@ -186,7 +190,7 @@ class SocketSandboxes:
             "hostname": name,
             "image": spec.image,
             "labels": {LABEL: self.launch_id},
-            "entrypoint": PROCESS_1,
+            "entrypoint": process_1(self._service.watched(spec)),
             "command": [],
             "stdin": True,
             "remove": True,

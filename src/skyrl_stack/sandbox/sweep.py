@@ -94,15 +94,13 @@ def make_room() -> str | None:
 def _remove(directory: LeftDirectory) -> None:
     """Remove a directory, and before it what a Podman elsewhere still has of the launch."""
     if socket := named_socket(directory.path):
-        api = PodmanApi(socket)
         try:
-            api.remove_launch(directory.launch_id)
+            with PodmanApi(socket) as api:
+                api.remove_launch(directory.launch_id)
         except Refused as error:
             raise SetupError(f"{socket}: containers of launch {directory.launch_id} are left: {error}") from error
         except OSError:  # it is gone, and so are its containers
             pass
-        finally:
-            api.close()
     remove_private_directory(directory.path)
 
 

@@ -1,0 +1,29 @@
+"""Which sandboxes a profile asks for: those of a cell of the launch's own, or of the Podman behind a socket."""
+
+from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
+
+NodeSandboxes = PodmanSandboxes | SocketSandboxes
+"Sandboxes of this node."
+
+
+def sandboxes_of(section: RuntimeSection, launch_id: str, *, run_directory: str) -> NodeSandboxes:
+    """The provider for a launch; nothing is started yet."""
+    output_limit = section.output_limit_kb * 1024
+    if section.podman_socket:
+        return SocketSandboxes(
+            launch_id,
+            section.podman_socket,
+            run_directory=run_directory,
+            output_limit=output_limit,
+            isolation=section.isolation,
+        )
+    return PodmanSandboxes(
+        launch_id,
+        image_stores=[image_store_path()],
+        run_directory=run_directory,
+        output_limit=output_limit,
+        isolation=section.isolation,
+    )
