@@ -59,6 +59,7 @@ class SocketContainers:
         Raises:
             RuntimeError: it cannot be started; says why.
         """
+        self._lifeline(container)
         try:
             session = (await self._api.ask("POST", f"/containers/{container}/exec", dict(process)))["Id"]
             frames = await self._api.attach(f"/exec/{session}/start", {"Detach": False, "Tty": False})
@@ -141,6 +142,7 @@ class SocketContainers:
         return Excess(resource=size, used=allowed, allowed=allowed)
 
     def _lifeline(self, container: str) -> Lifeline:
+        """That of a container that nobody removed; Podman takes a while to remove it."""
         if container not in self._lifelines:
             raise SandboxLost(f"sandbox {container} is gone")
         return self._lifelines[container]
@@ -155,6 +157,7 @@ class SocketContainers:
 
     async def _about_files[T](self, container: str, function: Callable[[], T]) -> T:
         """`function`, to which Podman answers of a container that is gone as of a file that is not there."""
+        self._lifeline(container)
         try:
             return await self._api.in_thread(function)
         except FileMissing as error:
