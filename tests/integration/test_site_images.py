@@ -202,7 +202,7 @@ def test_a_podman_behind_a_socket_gets_them_from_the_site_too(
 ) -> None:
     with proxied(registry) as proxy:
         image = pull(tiny(proxy), site, said.append)
-        by_tag, by_digest = task(str(tiny(proxy))), task(str(tiny(proxy, image.digest)))
+        by_tag, by_digest = toy_task(image=str(tiny(proxy))), toy_task(image=str(tiny(proxy, image.digest)))
         pull(tiny(proxy, image.digest), site, said.append)
 
     async def start(image: str) -> str:
@@ -215,7 +215,7 @@ def test_a_podman_behind_a_socket_gets_them_from_the_site_too(
         asyncio.run(ensure_images([one], said.append, pulling=False, podman_socket=podman_socket))
         assert asyncio.run(start(one.image)) == "/testbed\n"
     with pytest.raises(SetupError, match=r"tasks\.pull = false; run `skyrl-stack images pull"):
-        other = task(str(tiny(proxy, "other")))
+        other = toy_task(image=str(tiny(proxy, "other")))
         asyncio.run(ensure_images([other], said.append, pulling=False, podman_socket=podman_socket))
 
 
