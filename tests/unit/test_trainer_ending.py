@@ -46,12 +46,12 @@ except (NodeLost, PeerLost) as error:
 
 
 def end(case: str, number: signal.Signals | None, folder: str = "/nowhere") -> tuple[int, list[str]]:
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, case, folder], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    if number:
-        process.send_signal(number)
-    printed, _ = process.communicate(timeout=20)
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, case, folder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        if number:
+            process.send_signal(number)
+        printed = process.stdout.read()  # `communicate` passes by what `readline` has read ahead
     return process.returncode, printed.splitlines()
 
 
