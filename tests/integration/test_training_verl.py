@@ -20,7 +20,9 @@ from skyrl_stack.launch.processes import survivors
 from skyrl_stack.node import LAUNCH_VARIABLE
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.records import Endpoint, Launch, publish
+from skyrl_stack.report import read_metrics
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.trainer.checkpoints import steps_done
 from toys import toy_task
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
@@ -105,11 +107,6 @@ def private_directories(directory: RunDirectory) -> list[Path]:
     return list(Path("/tmp").glob(f"skyrl-{directory.launch().launch_id}-*"))
 
 
-def metrics(directory: RunDirectory) -> dict[int, dict[str, float]]:
-    lines = [json.loads(line) for file in directory.metrics.iterdir() for line in file.read_text().splitlines()]
-    return {line["step"]: line["data"] for line in lines}
-
-
 def tasks_of(directory: RunDirectory, step: int) -> Counter[str]:
     """How many samples of each task verl trained on in `step`, verl's own padding apart."""
     file = directory.path.parent / "samples" / f"{step}.jsonl"
@@ -121,8 +118,9 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     lose = [[1, ANY, 3], [ANY, 0, ANY]]
     directory = make_run(tmp_path, model, lose=lose, hold_step=3, steps=3)
     killed = start(directory)
-    marker = directory.checkpoints / "latest_checkpointed_iteration.txt"
-    await_(lambda: killed.poll() is not None or (marker.is_file() and marker.read_text() == "2"), 600, "two steps")
+    # A step is told after it is saved; the third does not begin.
+    await_(lambda: killed.poll() is not None or 2 in read_metrics(directory), 600, "two steps")
+    assert steps_done(directory.checkpoints) == 2
     assert killed.poll() is None, log_of(directory)[-3000:]
     killed.kill()
     killed.wait()
@@ -135,7 +133,7 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     assert_nothing_left(directory)
     assert not private_directories(directory)
 
-    seen = metrics(directory)
+    seen = read_metrics(directory)
     assert sorted(seen) == [1, 2, 3]
     for values in seen.values():
         assert values["actor/grad_norm"] > 0
@@ -157,7 +155,7 @@ def test_a_run_that_only_loses_stops_with_the_cause(tmp_path: Path, model: Path)
     assert failure is not None
     assert "16 episodes in a row failed; the last: SandboxLost: sandbox of (1, " in failure.cause
     assert log_of(directory).rstrip().splitlines()[-1].startswith("trainer: 16 episodes in a row failed")
-    assert not metrics(directory)
+    assert not read_metrics(directory)
     assert_nothing_left(directory)
 
 

@@ -9,6 +9,7 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.launch import frozen
 from skyrl_stack.profile import ImagesSection, Profile, TrainerSection
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.sif.definition import Definition
 from skyrl_stack.sif.lock import LOCK, ImagesLock, LockedImage, sha256
 
 
@@ -97,23 +98,39 @@ def test_an_image_that_no_lock_knows_is_refused(tmp_path: Path, monkeypatch: pyt
     frozen.require_images(unlocked)
 
 
-def test_an_image_without_vllm_is_refused_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "trainer.sif").write_bytes(b"image")
-    groups = {"GROUPS": "trainer"}
-    (tmp_path / LOCK).parent.mkdir()
-    ImagesLock(images={"trainer": locked(tmp_path / "trainer.sif", groups)}).write(tmp_path / LOCK)
+def test_an_image_without_vllm_is_refused_for_a_gpu(tmp_path: Path, checkout: Path) -> None:
     frozen.require_images(run(tmp_path).profile())
     with pytest.raises(SetupError, match="made without vLLM"):
         frozen.require_images(run(tmp_path, device="cuda").profile())
 
 
-def locked(file: Path, arguments: dict[str, str]) -> LockedImage:
+def test_an_image_of_other_source_is_refused(tmp_path: Path, checkout: Path) -> None:
+    profile = run(tmp_path).profile()
+    (checkout / "src/program.py").write_text("print('changed since')")
+    with pytest.raises(SetupError, match="made of other source than lies here; run `make images NAME=trainer`"):
+        frozen.require_images(profile)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to launch from, with an image for machines without GPUs that was made of what lies there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("containers", "src"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "src/program.py").write_text("print()")
+    (tmp_path / "containers/trainer.def").write_text("Bootstrap: docker\nFrom: base\n%files\n    src /opt/src\n")
+    (tmp_path / "trainer.sif").write_bytes(b"image")
+    entry = locked(tmp_path / "trainer.sif", Definition.of("trainer", tmp_path).digest(tmp_path))
+    ImagesLock(images={"trainer": entry}).write(tmp_path / LOCK)
+    return tmp_path
+
+
+def locked(file: Path, definition: str) -> LockedImage:
     unknown = "0" * 64
     return LockedImage(
-        definition=unknown,
+        definition=definition,
         environment=unknown,
-        arguments=arguments,
+        arguments={"GROUPS": "trainer"},
         base=unknown,
         debian=unknown,
         sbom=unknown,

@@ -14,6 +14,7 @@ from skyrl_stack.sandbox.namespaces import id_map
 from skyrl_stack.sandbox.storage import CACHE_VARIABLE, IMAGES_VARIABLE, cache_dir, site_images
 from skyrl_stack.sif import apptainer
 from skyrl_stack.sif.certificates import certificates
+from skyrl_stack.sif.definition import Definition
 from skyrl_stack.sif.lock import LOCK, ImagesLock
 
 _NVIDIA = Path("/dev/nvidiactl")
@@ -23,7 +24,7 @@ _ITS_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def require_images(profile: Profile) -> None:
-    """See that the images of the profile are there, and are those of the lock.
+    """See that the images of the profile are there, are those of the lock, and hold the code of this checkout.
 
     Raises:
         SetupError: one is not; names it and the way out.
@@ -36,6 +37,11 @@ def require_images(profile: Profile) -> None:
             raise SetupError(f"images.{role} = {image}: no such file; run `make images NAME={role}`")
         if not profile.images.unlocked:
             locked = ImagesLock.read(LOCK).verify(role, image)
+            if locked.definition != Definition.of(role, Path.cwd()).digest(Path.cwd()):
+                raise SetupError(
+                    f"images.{role} = {image}: made of other source than lies here; run `make images NAME={role}`, "
+                    "or launch with --allow-unlocked"
+                )
             if role == "trainer" and profile.trainer.device == "cuda" and locked.arguments.get("GROUPS") != "gpu":
                 raise SetupError(
                     f"images.trainer = {image}: made without vLLM, and trainer.device = 'cuda'; "

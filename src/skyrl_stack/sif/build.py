@@ -54,7 +54,7 @@ class Builder:
         Raises:
             SetupError: it could not be built; nothing half-made is in its place.
         """
-        definition = Definition.read(self.root / "containers" / f"{name}.def")
+        definition = Definition.of(name, self.root)
         for complaint in definition.complaints():
             raise SetupError(complaint)
         complete = _complete(definition, arguments)

@@ -35,6 +35,11 @@ class Definition:
     stages: tuple[Stage, ...]
 
     @classmethod
+    def of(cls, image: str, root: Path) -> "Definition":
+        """The definition of an image in the checkout at `root`. Raises as `read` does."""
+        return cls.read(root / "containers" / f"{image}.def")
+
+    @classmethod
     def read(cls, path: Path) -> "Definition":
         """Parse `path`.
 
