@@ -20,8 +20,8 @@ from skyrl_stack.sif.lock import LOCK, ImagesLock, LockedImage, sha256
 from skyrl_stack.sif.normal import normalise
 
 NAMES = ("runtime", "trainer")
-ROOM_GB: Mapping[str, int] = {"runtime": 3, "trainer": 25}
-"Disk that a build takes at most."
+ROOM_GB: Mapping[str, int] = {"runtime": 3, "trainer": 12, "gpu": 25}
+"Disk that a build takes at most, by the largest of its dependency groups."
 FILE_BOOTSTRAPS = ("localimage", "oci-archive", "docker-archive")
 DIGEST_ARGUMENT = "DEFINITION"
 "By which an image says what it was made from."
@@ -68,7 +68,7 @@ class Builder:
                 return known
         with tempfile.TemporaryDirectory(prefix="skyrl-build-") as folder:
             tmp = Path(folder)
-            _require_room(name, tmp)
+            _require_room(name, complete.get("GROUPS", ""), tmp)
             built = self._make(definition, complete | {DIGEST_ARGUMENT: digest}, tmp)
             debian, sbom = apptainer.read(built, DEBIAN, SBOM)
             image = LockedImage(
@@ -167,11 +167,12 @@ def _place(built: Path, result: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _require_room(name: str, tmp: Path) -> None:
+def _require_room(name: str, groups: str, tmp: Path) -> None:
+    needed_gb = max((ROOM_GB.get(group, 0) for group in groups.split()), default=0)
     free_gb = shutil.disk_usage(tmp).free / 1e9
-    if free_gb < ROOM_GB[name]:
+    if free_gb < needed_gb:
         raise SetupError(
-            f"{tmp.parent}: {free_gb:.1f} GB free, and building {name}.sif takes up to {ROOM_GB[name]} GB; "
+            f"{tmp.parent}: {free_gb:.1f} GB free, and building {name}.sif takes up to {needed_gb} GB; "
             "set TMPDIR to a node-local directory with more room"
         )
 
