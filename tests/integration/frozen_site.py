@@ -88,7 +88,7 @@ class Site:
         return {f"{pid} {args}" for pid, _, args in living if any(word in args for word in words)}
 
     def _environment(self) -> dict[str, str]:
-        kept = ("PATH", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY")
+        kept = ("PATH", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "RAY_worker_niceness")
         return {name: os.environ[name] for name in kept if name in os.environ} | {
             "HOME": str(self.work / "home"),
             "TMPDIR": str(self.work / "tmp"),
