@@ -22,7 +22,7 @@ Run = Callable[[str], float]
 
 @dataclass(frozen=True)
 class Service:
-    """How to start one, and how to ask it for a command. `{port}` and `{key}` are filled in."""
+    """How to start one, and how to ask it for a command; in `argv`, `{port}` and `{key}` are filled in."""
 
     name: str
     argv: str
@@ -32,6 +32,7 @@ class Service:
     "Bodies by path, before the first command."
     path: str
     body: dict[str, Any]
+    environment: tuple[str, ...] = ()
 
 
 SERVICES = (
@@ -50,6 +51,8 @@ SERVICES = (
         prepare={},
         path="/api/bash/execute_bash_command",
         body={"command": "true", "timeout": 60},
+        # All that it would start or fetch besides.
+        environment=("OH_ENABLE_VSCODE=false", "OH_PRELOAD_TOOLS=false", "LITELLM_LOCAL_MODEL_COST_MAP=True"),
     ),
 )
 
@@ -64,13 +67,14 @@ async def measure(
     key, name = secrets.token_hex(8), f"beside-{secrets.token_hex(4)}"
     argv = service.argv.format(port=port, key=key).split()
     options = ["--name", name, "--network=host", "--volume", f"{python}:{python}:ro"]
-    options += ["--env", f"LD_LIBRARY_PATH={python}/lib", image, f"{python}/bin/python3"]
+    environment = [f"LD_LIBRARY_PATH={python}/lib", *service.environment]
+    options += [*(f"--env={variable}" for variable in environment), image, f"{python}/bin/python3"]
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"X-API-Key": key}, timeout=timeout) as http:
         try:
             began = time.perf_counter()
             await asyncio.to_thread(run, shlex.join([*podman, "run", "--detach", *options, *argv]))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 await _until_alive(http, service.alive)
             for path, body in service.prepare.items():
                 await _post(http, path, body)

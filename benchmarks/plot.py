@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-_LEFT, _WIDTH, _ROW, _TOP = 320, 520, 34, 46
+_LEFT, _WIDTH, _ROW, _TOP = 430, 460, 34, 46
 
 
 def strips(title: str, samples: Mapping[str, Sequence[float]]) -> str:

@@ -285,7 +285,7 @@ async def measure(arguments: argparse.Namespace) -> Results:
         sandbox = await client.start(SandboxSpec(image=image))
         await commands(sandbox, served.url, arguments.rounds, results)
         if arguments.beside:
-            await others(cold, arguments.beside, 1 + arguments.rounds // 4, results)
+            await others(cold, arguments.beside, 1 + arguments.rounds // 6, results)
         await bulk(sandbox, arguments.files, arguments.big_mb, results)
         await sandbox.stop()
     return results
