@@ -24,6 +24,8 @@ _CALL_TIMEOUT_S = 120.0
 "For a call, beyond the time that its command may take."
 _KEEP_ALIVE_S = 60.0
 
+_Take = Callable[[aiohttp.ClientResponse], Coroutine[Any, Any, bytes]]
+
 
 class RuntimeClient:
     """Starts sandboxes by the runtime at `endpoint`. Belongs to the event loop that first uses it.
@@ -112,7 +114,7 @@ class RuntimeClient:
         url: str,
         timeout_s: float,
         *,
-        take: Callable[[aiohttp.ClientResponse], Coroutine[Any, Any, bytes]] = aiohttp.ClientResponse.read,
+        take: _Take = aiohttp.ClientResponse.read,
         **request: Any,
     ) -> bytes:
         """One request; what `take` makes of its answer.
@@ -123,15 +125,8 @@ class RuntimeClient:
         """
         if self._abandoned:
             raise RuntimeUnavailable(self._abandoned)
-
-        async def ask() -> bytes:
-            timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s)
-            async with self._http().request(method, url, timeout=timeout, **request) as answer:
-                if answer.ok:
-                    return await take(answer)
-                raise named_error(answer.status, await answer.read())
-
-        call = asyncio.ensure_future(ask())
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s)
+        call = asyncio.ensure_future(self._ask(take, method, url, timeout=timeout, **request))
         self._calls.add(call)
         try:
             return await call
@@ -144,6 +139,12 @@ class RuntimeClient:
             raise RuntimeUnavailable(self._abandoned) from error
         finally:
             self._calls.discard(call)
+
+    async def _ask(self, take: _Take, method: str, url: str, **request: Any) -> bytes:
+        async with self._http().request(method, url, **request) as answer:
+            if answer.ok:
+                return await take(answer)
+            raise named_error(answer.status, await answer.read())
 
     def _http(self) -> aiohttp.ClientSession:
         """Connections, to each sandbox its own. They are dropped before the server would."""
