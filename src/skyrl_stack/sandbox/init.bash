@@ -61,15 +61,21 @@ for size in "$@"; do
   count_refusals "$size"
   refusals[$size]=$found
 done
-while :; do
-  if builtin read -r -t 0.2 word argument; then
-    case $word in
-      kill) kill_shell "$argument" ;;
-      signal) builtin kill "-$argument" -1 2>/dev/null || : ;;
+line=
+while piece=; do
+  if builtin read -r -t 0.2 piece; then # no IFS='' before it: bash keeps that, where the time is over
+    line+=$piece
+    case $line in
+      kill:*) kill_shell "${line#*:}" ;;
+      signal:*) builtin kill "-${line#*:}" -1 2>/dev/null || : ;; # there may be nobody
+      *) false ;;
     esac
     builtin echo "done $?"
-  elif (($? <= 128)); then
-    exit # the end of input, and not of a fifth of a second
+    line=
+  elif (($? > 128)); then
+    line+=$piece # what came within a fifth of a second may be half of a line
+  else
+    exit
   fi
   for size in "$@"; do
     count_refusals "$size"

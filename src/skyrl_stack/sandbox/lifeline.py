@@ -54,14 +54,14 @@ class Lifeline:
             self._news.clear()
         return exceeded
 
-    async def ask(self, *words: str) -> int:
-        """Have process 1 do something; its exit code.
+    async def ask(self, what: Literal["kill", "signal"], argument: str) -> int:
+        """Have process 1 kill the shell with a marker, or signal all processes; its exit code.
 
         Raises:
             SandboxLost: it has ended.
         """
         async with self._turn:
-            self._frames.transport.write(f"{' '.join(words)}\n".encode())
+            self._frames.transport.write(f"{what}:{argument}\n".encode())
             code = await self._answers.get()
         if code is None:
             self._answers.put_nowait(None)

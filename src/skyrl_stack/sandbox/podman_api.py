@@ -152,7 +152,7 @@ class PodmanApi:
             SandboxLost: Podman is gone.
             Refused: it said no.
         """
-        data = json.dumps(body or {}).encode()
+        data = b"" if body is None else json.dumps(body).encode()  # what Podman does not read is the process's input
         lines = [f"POST {_target(path, parameters)} HTTP/1.1", "Host: podman", "Connection: Upgrade", "Upgrade: tcp"]
         lines += ["Content-Type: application/json", f"Content-Length: {len(data)}", "", ""]
         try:
