@@ -21,8 +21,8 @@ from skyrl_stack.runtime.wire import NotRight
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 

@@ -26,8 +26,8 @@ from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.storage import remove_private_directory
 from toys import toy_task
 

@@ -14,8 +14,8 @@ from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.images import ImageStore
-from skyrl_stack.sandbox.podman_api import PodmanApi
-from skyrl_stack.sandbox.socket_images import SocketImages
+from skyrl_stack.sandbox.outside.api import PodmanApi
+from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.storage import site_images
 from skyrl_stack.tasks.task import Task
 

@@ -2,8 +2,8 @@
 
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.sandbox.socket_sandboxes import SocketSandboxes
 
 NodeSandboxes = PodmanSandboxes | SocketSandboxes
 "Sandboxes of this node."

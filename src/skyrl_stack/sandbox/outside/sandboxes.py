@@ -1,7 +1,7 @@
 """Sandboxes of a Podman that is already there, behind a socket: for a runtime that may not make namespaces itself.
 
 It serves whoever may write to the socket, under its own configuration, with its own store of images. What ends its
-sandboxes with their runtime is in `socket_containers.py`; what was killed between two steps of a start, `sweep` finds
+sandboxes with their runtime is in `containers.py`; what was killed between two steps of a start, `sweep` finds
 by the private directory, which names the socket.
 """
 
@@ -19,13 +19,13 @@ from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.isolation import Rung
-from skyrl_stack.sandbox.lifeline import Size, process_1
 from skyrl_stack.sandbox.limits import of_shell
 from skyrl_stack.sandbox.oci import Description
+from skyrl_stack.sandbox.outside.api import LABEL, PodmanApi, Refused
+from skyrl_stack.sandbox.outside.containers import SocketContainers, attached
+from skyrl_stack.sandbox.outside.images import SocketImages
+from skyrl_stack.sandbox.outside.lifeline import Size, process_1
 from skyrl_stack.sandbox.podman import PodmanSandbox, start_failed
-from skyrl_stack.sandbox.podman_api import LABEL, PodmanApi, Refused
-from skyrl_stack.sandbox.socket_containers import SocketContainers, attached
-from skyrl_stack.sandbox.socket_images import SocketImages
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
 
 LOG = logging.getLogger(__name__)

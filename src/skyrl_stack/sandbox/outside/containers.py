@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 from skyrl_stack.errors import SandboxLost
 from skyrl_stack.sandbox.containers import Exec
 from skyrl_stack.sandbox.contract import Excess, FileMissing, SandboxSpec
-from skyrl_stack.sandbox.lifeline import Lifeline
 from skyrl_stack.sandbox.oci import Description
-from skyrl_stack.sandbox.podman_api import PodmanApi, Refused
-from skyrl_stack.sandbox.socket_files import SocketFiles
+from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
+from skyrl_stack.sandbox.outside.files import SocketFiles
+from skyrl_stack.sandbox.outside.lifeline import Lifeline
 
 _LAST_SIGNS_S = 0.5
 "Until it is known why all processes of a container ended."

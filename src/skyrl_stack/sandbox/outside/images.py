@@ -12,7 +12,7 @@ from skyrl_stack.errors import SandboxStartFailed, SetupError
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
-from skyrl_stack.sandbox.podman_api import PodmanApi, Refused
+from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
 from skyrl_stack.sandbox.storage import site_images
 
 _PIECE = 1 << 20
