@@ -1,6 +1,7 @@
 """Attempts without a sandbox: limits, words about them, condensation, and agents and tools of a profile's own."""
 
 import asyncio
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,8 @@ def test_a_condensed_history_begins_a_new_trajectory() -> None:
 
 
 PLUGIN = """
+import threading
+
 from openhands.sdk import Agent
 from openhands.sdk.tool import ToolExecutor, register_tool
 from openhands.sdk.tool.builtins.think import ThinkTool
@@ -144,6 +147,8 @@ class DoubtTool(ThinkTool):
 
 register_tool("doubt", DoubtTool)
 
+comes_back = threading.Event()
+
 class Broken(ToolExecutor):
     def __call__(self, action, conversation=None):
         match action.thought:
@@ -153,6 +158,8 @@ class Broken(ToolExecutor):
                 conversation.workspace.execute(action)
             case "value":
                 raise ValueError("ask for something else")
+            case "wait":
+                comes_back.wait()
             case "answer":
                 return {"nothing": "of an observation"}
 
@@ -211,6 +218,14 @@ def test_a_tool_that_cannot_run_is_the_failure_of_the_run(plugin: SimpleNamespac
     plugin.tools = ("broken", "finish")
     with pytest.raises(ToolFailed, match=cause):
         attempted([render_call("broken", thought=thought), FINISH], **vars(plugin))
+
+
+def test_a_tool_that_does_not_come_back_is_too(plugin: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skyrl_stack.agent.attempt._OVERTIME_S", 1.0)
+    plugin.tools, plugin.episode_timeout_s = ("broken", "finish"), 2.0
+    with pytest.raises(ToolFailed, match=r"not come back 1 s after .* \(agent.episode_timeout_s = 2\)"):
+        attempted([render_call("broken", thought="wait"), FINISH], **vars(plugin))
+    sys.modules["my_plugin"].comes_back.set()
 
 
 def test_a_tool_that_cannot_be_made_is_the_failure_of_the_run(plugin: SimpleNamespace) -> None:

@@ -1,8 +1,9 @@
 """One attempt of a policy at a task: the conversation from its first prompt to its outcome."""
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from openhands.sdk.conversation.exceptions import ConversationRunError
@@ -24,8 +25,11 @@ from skyrl_stack.agent.tools.finish import BriefFinishTool
 from skyrl_stack.agent.turns import TURNS
 from skyrl_stack.agent.workspace import LocalWorkspaceAdapter
 from skyrl_stack.agent_section import AgentSection
-from skyrl_stack.errors import InfrastructureError
+from skyrl_stack.errors import InfrastructureError, ToolFailed
 from skyrl_stack.sandbox.contract import Sandbox
+
+_OVERTIME_S = 120.0
+"In which a conversation that is over comes to an end. A thread cannot be ended from outside."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ async def attempt(
 
     Raises:
         ProfileError: the profile names an agent, a tool or a prompt that cannot be had.
-        ToolFailed: a tool cannot be made, or cannot run.
+        ToolFailed: a tool cannot be made, cannot run, or does not come back.
     """
     exempt_imports()
     bridge = Bridge(asyncio.get_running_loop(), timeout_s=limits.episode_timeout_s)
@@ -76,7 +80,7 @@ async def attempt(
             ending = _held(conversation, first, bridge)
             return _summed_up(ending, conversation.state, llm, bridge)
 
-    return await _in_own_thread(talk, bridge)
+    return await _in_own_thread(talk, bridge, timeout_s=limits.episode_timeout_s)
 
 
 def _held(conversation: SealedConversation, first: str, bridge: Bridge) -> Ending | BaseException:
@@ -103,23 +107,43 @@ def _summed_up(ending: Ending | BaseException, state: ConversationState, llm: To
     return Attempt(ending, error, trajectories, events, llm.turns, seconds["model"], seconds["tools"])
 
 
-async def _in_own_thread(talk: Callable[[], Attempt], bridge: Bridge) -> Attempt:
+async def _in_own_thread(talk: Callable[[], Attempt], bridge: Bridge, *, timeout_s: float) -> Attempt:
     """Run `talk` in a new thread. When this task is cancelled the bridge shuts, and the thread with it."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="conversation")
 
     async def run() -> Attempt:
-        # Not submitted from here: to start a thread waits until it has been given the interpreter, for milliseconds.
-        return await asyncio.wrap_future(await asyncio.to_thread(pool.submit, talk))
+        # Not started from here: to start a thread waits until it has been given the interpreter, for milliseconds.
+        return await asyncio.wrap_future(await asyncio.to_thread(_started, talk))
 
     thread = asyncio.ensure_future(run())
     try:
-        return await asyncio.shield(thread)
+        await asyncio.wait([thread], timeout=timeout_s + _OVERTIME_S)
     except asyncio.CancelledError as error:
         bridge.end(error)
-        await asyncio.wait([thread])
+        await asyncio.wait([thread], timeout=_OVERTIME_S)
         raise
-    finally:
-        pool.shutdown(wait=False)
+    if thread.done():
+        return thread.result()
+    thread.cancel()
+    bridge.end(Ending(outcome=Outcome.TIMED_OUT))
+    raise ToolFailed(
+        f"a tool has not come back {_OVERTIME_S:.0f} s after the wall time of its episode "
+        f"(agent.episode_timeout_s = {timeout_s:g}): give it a time limit of its own"
+    )
+
+
+def _started[T](function: Callable[[], T]) -> Future[T]:
+    """What `function` will come to in a thread that does not keep the process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="conversation", daemon=True).start()
+    return future
 
 
 def _ending(state: ConversationState) -> Ending:
