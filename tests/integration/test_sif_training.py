@@ -16,8 +16,8 @@ from skyrl_stack.trainer.checkpoints import steps_done
 
 pytestmark = [pytest.mark.apptainer, pytest.mark.training, pytest.mark.timeout(1500)]
 
-SMALL = {"tasks.projects": '["inflection"]', "tasks.per_project": "2", "trainer.steps": "1"}
-IMAGES = {"images__runtime": "images/runtime.sif", "images__trainer": "images/trainer.sif"}
+SMALL = {"tasks.projects": '["inflection"]', "tasks.per_project": "2", "model.sft_steps": "60", "trainer.steps": "1"}
+IN_IMAGES = {"model__sft_steps": "60", "images__runtime": "images/runtime.sif", "images__trainer": "images/trainer.sif"}
 
 
 @dataclass
@@ -69,7 +69,7 @@ def test_the_local_run_in_images(user: frozen_site.Site) -> None:
 
 
 def test_two_jobs_in_images_and_the_notice_of_slurm_reaches_the_trainer(site: FrozenSite) -> None:
-    directory = site.launch(**slurm_site.WITH_VERL, **IMAGES, run__requeue="false", trainer__steps="50")
+    directory = site.launch(**slurm_site.WITH_VERL, **IN_IMAGES, run__requeue="false", trainer__steps="50")
     site.wait(lambda: steps_done(directory.checkpoints) or directory.failure(), 900, "the first step", directory)
     trainer = site.job(directory, "trainer").id
     site.cluster.run("scancel", "--signal=USR1", "--batch", trainer)

@@ -185,8 +185,9 @@ class Container:
                 [*argv, "--pid-file", str(pid), self.id], stdin=stdin, stdout=stdout, stderr=stderr, check=False
             )
             if done.returncode:
-                said = log.read_text().splitlines() if log.exists() else []
-                raise Refused("failed", json.loads(said[-1])["msg"] if said else f"{argv[0]} {action} failed")
+                lines = log.read_text().splitlines() if log.exists() else []
+                said = "; ".join(json.loads(line)["msg"] for line in lines)  # crun says why, and then that it failed
+                raise Refused("failed", said or f"{argv[0]} {action} failed")
             return int(pid.read_text())
         finally:
             shutil.rmtree(directory, ignore_errors=True)
