@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from skyrl_stack.sandbox.entering import signal_all
 from skyrl_stack.sandbox.syscalls import mount_overlay, open_in_root, unmount
 
 _DEATH_TIMEOUT_MS = 10_000
+_EXEC_TIMEOUT_S = 30.0
 _KILL_ROUNDS = 100
 _PF_EXITING = 4
 _NOT_REGULAR = "not a regular file"
@@ -91,6 +93,7 @@ class Container:
         options = ("--detach", "--no-new-keyring", "--bundle", self.id)
         self.pid = self._call("run", *options, streams=(null, null, null))
         self._life = os.pidfd_open(self.pid)
+        self._await_program(config["process"]["args"][0])
 
     @property
     def is_running(self) -> bool:
@@ -191,6 +194,14 @@ class Container:
             return int(pid.read_text())
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _await_program(self, program: str) -> None:
+        """Until process 1 is what the sandbox is given, and not the OCI runtime any more, which nobody may join."""
+        deadline = time.monotonic() + _EXEC_TIMEOUT_S
+        while not Path(f"/proc/{self.pid}/cmdline").read_bytes().startswith(program.encode()):
+            if not self.is_running or time.monotonic() > deadline:
+                raise Refused("failed", f"its process 1 does not become {program}")
+            time.sleep(0.001)
 
     def _directory(self, path: PurePosixPath) -> int:
         """A directory of the container, opened; it and its parents are made where they are not there."""
