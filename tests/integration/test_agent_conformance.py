@@ -204,6 +204,14 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).lstrip("\r\n").replace("\r", "")
 
 
+def says_the_same(mine: Any, stock: Any, command: str) -> bool:
+    said = mine.text.removesuffix(f"[exit code {mine.exit_code}]").rstrip()
+    printed = plain(stock.text).rstrip()
+    # OpenHands' shows a command again that has several lines, or that its terminal was not ready for.
+    again = printed.startswith(command) or "\n" in command
+    return mine.exit_code == stock.exit_code and (said == printed or (again and printed.endswith(said)))
+
+
 @pytest.mark.podman
 def test_the_terminal_prints_and_keeps_what_openhands_own_does(inflection_tasks: list[Task], root: Path) -> None:
     from openhands.tools.terminal.definition import TerminalAction
@@ -214,14 +222,18 @@ def test_the_terminal_prints_and_keeps_what_openhands_own_does(inflection_tasks:
         ours = SandboxTerminalExecutor(state)
         try:
             for command in COMMANDS:
-                mine = await ours.act(SandboxTerminalAction(command=command))
-                stock = await asyncio.to_thread(theirs, TerminalAction(command=command, timeout=20))
-                assert mine.exit_code == stock.exit_code, command
-                said = mine.text.removesuffix(f"[exit code {mine.exit_code}]").rstrip()
-                printed = plain(stock.text).rstrip()
-                # OpenHands' shows a command again that has several lines, or that its terminal was not ready for.
-                again = printed.startswith(command) or "\n" in command
-                assert said == printed or (again and printed.endswith(said)), command
+                for pause_s in (
+                    0,
+                    1,
+                    4,
+                ):  # OpenHands' shell may answer before it is ready
+                    await asyncio.sleep(pause_s)
+                    mine = await ours.act(SandboxTerminalAction(command=command))
+                    stock = await asyncio.to_thread(theirs, TerminalAction(command=command, timeout=20))
+                    if says_the_same(mine, stock, command):
+                        break
+                else:
+                    raise AssertionError(f"{command}: {mine!r} is not {stock!r}")
             for reset in ({"command": "", "reset": True}, {"command": 'echo "[$WORD]"', "reset": True}):
                 mine = await ours.act(SandboxTerminalAction(**reset))
                 stock = await asyncio.to_thread(theirs, TerminalAction(**reset))

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.podman, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract"]
+OWN = "not server and not socket"
+"Sandboxes of this process's own Podman."
 WITHOUT_NETWORKS = ["unshare", "--map-root-user", "sh", "-c"]
 WITHOUT_NETWORKS += ['echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh"]
 # What an ordinary user cannot reach, such as a Python below /root, is put in its place in a mount namespace of its own.
@@ -69,14 +71,14 @@ def contract_as(user: str, home: Path, only: str, *, by: Sequence[str] = ()) -> 
 
 @pytest.mark.parametrize("user", ["skyrl-builder", "nobody"], ids=["with sub-ids", "without sub-ids"])
 def test_the_contract_holds_for_an_ordinary_user(user: str, home: Path) -> None:
-    done = contract_as(user, home, "not server")
+    done = contract_as(user, home, OWN)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert not list(home.glob("skyrl-*"))
 
 
 def test_the_contract_holds_without_network_namespaces(home: Path) -> None:
-    done = contract_as("nobody", home, "not server and (streams or come_back or neighbour)", by=WITHOUT_NETWORKS)
+    done = contract_as("nobody", home, f"{OWN} and (streams or come_back or neighbour)", by=WITHOUT_NETWORKS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
