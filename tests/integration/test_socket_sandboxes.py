@@ -175,7 +175,9 @@ def rootful_podman(directory: Path, store: str) -> Iterator[Service]:
     podman = ["podman", *options, "--storage-opt", store]
     environment = os.environ | {"CONTAINERS_CONF": str(config), "TMPDIR": str(directory)}
     argv = [*podman, "system", "service", "--time=0", f"unix://{socket}"]
-    service = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
+    service = subprocess.Popen(
+        argv, env=environment, cwd=directory, stderr=subprocess.DEVNULL
+    )  # conmon leaves `oom` there
     try:
         eventually(socket.exists)
         yield Service(socket, service)
