@@ -253,15 +253,7 @@ class PodmanSandboxes:
             preamble=of_shell(spec),
             output_limit=self.output_limit,
         )
-        try:
-            async with self._starting:  # one that has begun is ready sooner than if all shared the CPUs
-                await sandbox.open(spec)
-        except BaseException as error:
-            await asyncio.shield(sandbox.stop())
-            if not isinstance(error, Exception):
-                raise
-            raise start_failed(spec, error) from error
-        return sandbox
+        return await opened(sandbox, spec, self._starting)
 
     async def save_images(self, references: Sequence[str]) -> Path:
         """An archive of images, for a node that lacks them, with what layers they share once. The caller removes it.
@@ -324,6 +316,23 @@ class PodmanSandboxes:
             cell.stop()
         if directory:
             remove_private_directory(directory)
+
+
+async def opened(sandbox: PodmanSandbox, spec: SandboxSpec, starting: asyncio.Semaphore) -> PodmanSandbox:
+    """`sandbox`, once a command can be run in it. Of one that cannot be opened nothing is left.
+
+    Raises:
+        SandboxStartFailed: says why.
+    """
+    try:
+        async with starting:  # one that has begun is ready sooner than if all shared the CPUs
+            await sandbox.open(spec)
+    except BaseException as error:
+        await asyncio.shield(sandbox.stop())
+        if not isinstance(error, Exception):
+            raise
+        raise start_failed(spec, error) from error
+    return sandbox
 
 
 def start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:

@@ -25,7 +25,7 @@ from skyrl_stack.sandbox.outside.api import LABEL, PodmanApi, Refused
 from skyrl_stack.sandbox.outside.containers import SocketContainers, attached
 from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.outside.lifeline import Size, process_1
-from skyrl_stack.sandbox.podman import PodmanSandbox, start_failed
+from skyrl_stack.sandbox.podman import PodmanSandbox, opened, start_failed
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
 
 LOG = logging.getLogger(__name__)
@@ -161,15 +161,7 @@ class SocketSandboxes:
             preamble=of_shell(spec.model_copy(update={"pids": None})),  # counted by user: of all sandboxes at once
             output_limit=self.output_limit,
         )
-        try:
-            async with self._starting:
-                await sandbox.open(spec)
-        except BaseException as error:
-            await asyncio.shield(sandbox.stop())
-            if not isinstance(error, Exception):
-                raise
-            raise start_failed(spec, error) from error
-        return sandbox
+        return await opened(sandbox, spec, self._starting)
 
     async def save_images(self, references: Sequence[str]) -> Path:
         """See `PodmanSandboxes.save_images`."""
