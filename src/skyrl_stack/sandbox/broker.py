@@ -25,11 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from skyrl_stack.node import end_with_parent
 from skyrl_stack.sandbox.container import Container, Layers, Refused
 from skyrl_stack.sandbox.entering import run_in_cell
 from skyrl_stack.sandbox.syscalls import leave_session_keyring
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _EXIT_PATIENCE_S = 2.0
 
 Reply = tuple[dict[str, Any], list[int]]
@@ -180,9 +181,8 @@ def _close(descriptors: Sequence[int]) -> None:
 
 def _serve(directory: Path, path: str, runtime: str) -> None:
     """Answer requests in this process, until standard input ends or its parent does."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the OCI runtime starts becomes ours when that ends
+    end_with_parent(signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the OCI runtime starts becomes ours when that ends
     directory.mkdir(mode=0o700)
     os.chdir(directory)
     os.umask(0o022)

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Literal
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.node import end_with_parent
 
 ROOTS_FIRST_ID = 0x7000_0000
 "Above what useradd gives to users (to 600 100 000) and systemd to containers (to 0x6fffffff): nobody else is it."
 IDS = 65_536
 Kind = Literal["uid", "gid"]
-_PR_SET_PDEATHSIG = 1
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 
@@ -164,7 +164,7 @@ def become_root() -> None:
 def _first_process(argv: list[str], hidden: list[Path]) -> None:
     """Process 1: mounts what is private, starts the program, reaps whatever ends, and ends with the program."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     _mount(libc, b"none", Path("/"), None, _MS_REC_PRIVATE)
     _mount(libc, b"proc", Path("/proc"), b"proc")
