@@ -22,13 +22,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from skyrl_stack.factory.given import ensure_images
+from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.grading.apply import apply_patch
 from skyrl_stack.grading.control import broken_script, passed_although_broken
 from skyrl_stack.grading.grade import grade
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import judge
-from skyrl_stack.profile import RuntimeSection
+from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes

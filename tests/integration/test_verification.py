@@ -4,7 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from skyrl_stack.cli import main
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import write_tasks
 from skyrl_stack.tasks.manifest import manifest_of, read_manifest
@@ -50,6 +52,22 @@ def test_a_sound_task_is_accepted_and_a_second_call_does_nothing(inflection_task
     assert len(read_manifest(file)) == 2
     assert asyncio.run(given_tasks(file, said.append)) == [first]
     assert said == [f"{file}: 1 quarantined tasks left out"]
+
+
+def test_an_error_that_nobody_foresaw_leaves_its_task_undecided_and_no_other(
+    inflection_tasks: list[Task], file: Path
+) -> None:
+    """swebench knows no such parser, and says so by a KeyError. A second call tries that task again."""
+    broken, sound = inflection_tasks
+    broken = broken.model_copy(update={"log_parser": "parse_log_of_nobody"})
+    write_tasks(file, [broken, sound])
+    for to_verify in (2, 1):
+        shown = CliRunner().invoke(main, ["tasks", "verify", str(file), "--repeats", "1", "--at-once", "1"])
+        assert shown.exit_code == 1
+        assert f"{to_verify} of 2 tasks to verify" in shown.output
+        assert f"{broken.instance_id}: undecided: its checks failed: KeyError: 'parse_log_of_nobody'\n" in shown.output
+        assert "1 accepted, 0 quarantined, 1 undecided\n" in shown.output
+        assert [found.instance_id for found in read_manifest(file).values()] == [sound.instance_id]
 
 
 def test_a_fix_that_fixes_nothing_is_quarantined(inflection_tasks: list[Task], file: Path) -> None:

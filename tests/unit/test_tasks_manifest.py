@@ -1,10 +1,11 @@
 """The manifest of a task file, and what training does with it."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from skyrl_stack.errors import ProfileError
+from skyrl_stack.errors import ProfileError, SetupError
 from skyrl_stack.launch.plan.findings import Plan
 from skyrl_stack.launch.plan.plan import plan
 from skyrl_stack.launch.plan.survey import Survey
@@ -23,6 +24,7 @@ from skyrl_stack.tasks.manifest import (
 from skyrl_stack.tasks.task import Task
 from skyrl_stack.verification.checks import why_not
 from skyrl_stack.verification.tampers import TAMPERS, files_to_read, tampered
+from skyrl_stack.verification.verify import verify_tasks
 
 
 def task(name: str = "a", **columns: object) -> Task:
@@ -51,6 +53,15 @@ def written(file: Path, tasks: list[Task], verdicts: dict[str, bool]) -> None:
         if one.instance_id in verdicts
     ]
     manifest_of(file).write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+
+
+def test_verify_says_where_it_cannot_write_before_it_fetches_an_image(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    written(file, [task()], {})
+    manifest_of(file).unlink()
+    manifest_of(file).mkdir()
+    with pytest.raises(SetupError, match=r"t\.manifest\.jsonl: Is a directory; what is found is written beside"):
+        asyncio.run(verify_tasks(file, repeats=1, at_once=1, timeout_s=1, say=print))
 
 
 def test_a_task_that_changed_is_unverified_again(tmp_path: Path) -> None:

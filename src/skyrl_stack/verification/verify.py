@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
-from skyrl_stack.errors import InfrastructureError
+from skyrl_stack.errors import GradingFailed, SetupError, StackError, attribute
 from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
@@ -29,7 +30,7 @@ class Outcome:
 
     verifications: list[Verification] = field(default_factory=list)
     undecided: dict[str, str] = field(default_factory=dict)
-    "Why the machine could not say, by task."
+    "Why it could not be said, by task: these are in no manifest, and a second call tries them again."
 
     def lines(self) -> Iterator[str]:
         accepted = sum(verification.accepted for verification in self.verifications)
@@ -47,11 +48,11 @@ class Outcome:
 
 
 async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: float, say: Say) -> Outcome:
-    """Verify what is not verified yet; each task's line is written when the task is done.
+    """Verify what is not verified yet; each task's line is written when the task is done. An error ends its task alone.
 
     Raises:
         TaskError: the file is missing or malformed.
-        SetupError: an image or Podman is missing.
+        SetupError: an image or Podman is missing, or the manifest cannot be written.
     """
     known = read_manifest(file)
     tasks = list(read_tasks(file))
@@ -60,19 +61,19 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     if not rest:
         return outcome
     say(f"{len(rest)} of {len(tasks)} tasks to verify, {at_once} at once")
-    await ensure_images(rest, say)
     limits = RuntimeSection()
     places = asyncio.Semaphore(at_once)
     provider = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()])
-    with manifest_of(file).open("a") as manifest:
-        _end_torn_line(manifest_of(file), manifest.write)
+    with _appending(manifest_of(file)) as manifest:
+        await ensure_images(rest, say)
 
         async def one(task: Task) -> None:
             async with places:
                 started = time.monotonic()
                 try:
-                    found = await verify_task(task, provider, repeats=repeats, timeout_s=timeout_s, limits=limits)
-                except InfrastructureError as error:
+                    with attribute(GradingFailed, "its checks failed"):
+                        found = await verify_task(task, provider, repeats=repeats, timeout_s=timeout_s, limits=limits)
+                except StackError as error:  # whatever it is, the other tasks have no part in it
                     outcome.undecided[task.instance_id] = str(error)
                     say(f"{task.instance_id}: undecided: {error}")
                     return
@@ -89,7 +90,13 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     return outcome
 
 
-def _end_torn_line(manifest: Path, write: Callable[[str], object]) -> None:
-    """A process that was killed while it wrote may have left half a line: the next one must not continue it."""
-    if (text := manifest.read_bytes()) and not text.endswith(b"\n"):
-        write("\n")
+def _appending(manifest: Path) -> TextIO:
+    """The manifest, to be written to. Half a line, which a process may have left that was killed, is ended."""
+    try:
+        file = manifest.open("a+")
+    except OSError as error:
+        raise SetupError(f"{manifest}: {error.strerror}; what is found is written beside the task file") from error
+    file.seek(0)
+    if (text := file.read()) and not text.endswith("\n"):
+        file.write("\n")
+    return file
