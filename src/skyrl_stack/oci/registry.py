@@ -135,7 +135,8 @@ class Registry:
         wanted = {name: parts[name] for name in ("service", "scope") if name in parts}
         try:
             answer = self._http.get(parts["realm"], params=wanted, auth=known)
-            answer.raise_for_status()
+            if not answer.is_success:
+                raise self._refused(answer)
             body = answer.json()
             self._token = {"Authorization": f"Bearer {body.get('token') or body['access_token']}"}
         except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -145,8 +146,9 @@ class Registry:
         if answer.status_code == 404:
             return self._failure("the registry has no such image")
         if answer.status_code in (401, 403):
-            return self._failure("there is no such image, or it needs a login: `podman login`")
-        return self._failure(f"the registry answered {answer.status_code} {answer.reason_phrase}")
+            login = f"`podman login {self._reference.registry}`"
+            return self._failure(f"there is no such image, or it needs a login: {login}")
+        return self._failure(f"{answer.url.host} answered {answer.status_code} {answer.reason_phrase}")
 
     def _failure(self, reason: str) -> SetupError:
         return SetupError(f"cannot pull {self._reference}: {reason}")
