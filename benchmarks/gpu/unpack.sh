@@ -15,14 +15,14 @@ torch=$(python3 -c 'import importlib.util as i; print(i.find_spec("torch").submo
 
 # Podman beside the machine's own programs; of the libraries only those that it lacks.
 for deb in $place/debs/*.deb; do dpkg -x "$deb" $place/debian; done
-for program in usr/bin/podman usr/bin/conmon usr/bin/catatonit usr/sbin/runc; do
+for program in usr/bin/podman usr/bin/conmon usr/bin/catatonit usr/bin/crun usr/sbin/runc; do
     [ -e "/$program" ] || cp "$place/debian/$program" "/$program"
 done
 for directory in usr/libexec/podman usr/lib/podman usr/share/containers; do
     mkdir -p "/$directory" && cp -r "$place/debian/$directory/." "/$directory/"
 done
 for _ in 1 2; do # the second time those that libraries lack
-    for library in $(ldd /usr/bin/podman /usr/bin/conmon /usr/sbin/runc | awk '/not found/{print $1}' | sort -u); do
+    for library in $(ldd /usr/bin/podman /usr/bin/conmon /usr/bin/crun /usr/sbin/runc | awk '/not found/{print $1}' | sort -u); do
         find $place/debian -name "$library*" -exec cp -P {} /usr/local/lib/ \;
     done
     ldconfig

@@ -98,6 +98,8 @@ class TrainerSection(Section):
     "Over all nodes."
     tensor_parallel: int = Field(default=1, ge=1, le=16)
     "GPUs, of one node, that hold one copy of the model during rollouts."
+    mode: Literal["sync", "colocate_async"] = "sync"
+    "verl's: a step waits for all of its episodes, or takes the groups that end first while others go on after it."
     learning_rate: float = Field(default=1e-4, gt=0)
     save_every: int = Field(default=1, ge=1)
     "Steps between checkpoints."

@@ -148,6 +148,24 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     assert len({file.name.rpartition("-")[2] for file in (directory.verl / "wandb").glob("offline-run-*")}) == 1
 
 
+def test_episodes_go_on_over_an_update_where_the_profile_lets_them(tmp_path: Path, model: Path) -> None:
+    lose = [[1, ANY, 3], [ANY, 0, ANY]]
+    directory = make_run(tmp_path, model, lose=lose, steps=3, save_every=2, mode="colocate_async")
+    assert start(directory).wait(600) == 0, log_of(directory)[-3000:]
+    assert_nothing_left(directory)
+
+    seen = read_metrics(directory)
+    assert sorted(seen) == [1, 2, 3]
+    assert all(values["actor/grad_norm"] > 0 for values in seen.values())
+    # A step's worth of groups is always ahead, and was sampled before the update.
+    assert seen[1]["training/off_policy/trajectory_staleness/max"] == 0
+    assert seen[2]["training/off_policy/trajectory_staleness/max"] == 1
+    trained = [tasks_of(directory, step) for step in (1, 2, 3)]
+    assert list(trained[0].values()) == [3, 3]
+    assert all("task 0" not in tasks for tasks in trained)
+    assert (directory.checkpoints / "global_step_2" / "transfer_queue").exists()  # a resumed run goes on with them
+
+
 def test_a_run_that_only_loses_stops_with_the_cause(tmp_path: Path, model: Path) -> None:
     directory = make_run(tmp_path, model, lose=[[ANY, ANY, ANY]], steps=1, max_consecutive_failures=12)
     assert start(directory).wait(600) == 1

@@ -61,7 +61,7 @@ class RolloutPolicy:
         self.sampling = sampling
         self.end_of_turn = end_of_turn
         self.versions: list[int] = []
-        "Versions of the weights that sampled, turn by turn."
+        "Versions of the weights that sampled: of each turn the first and the last."
 
     async def sample(self, prompt_ids: list[int], *, max_tokens: int) -> Completion:
         with attribute(ModelUnavailable, "the rollout server failed"):
@@ -72,7 +72,8 @@ class RolloutPolicy:
             )
         if output.stop_reason == "aborted" or not output.token_ids or output.log_probs is None:
             raise ModelUnavailable(f"the rollout server gave no tokens with log-probabilities ({output.stop_reason})")
-        self.versions.append(output.extra_fields.get("global_steps") or 0)
+        newest = output.extra_fields.get("global_steps") or 0
+        self.versions += [output.extra_fields.get("min_global_steps") or newest, newest]  # an update may interrupt it
         ended = output.token_ids[-1] == self.end_of_turn
         return Completion(list(output.token_ids), list(output.log_probs), "stop" if ended else "length")
 

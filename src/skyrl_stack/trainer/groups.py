@@ -1,4 +1,4 @@
-"""GRPO groups that lost episodes to infrastructure: what verl's replay buffer does with them.
+"""GRPO groups that lost episodes to infrastructure: what verl's replay buffers do with them.
 
 An episode that raised leaves no trajectory, so it can be neither rewarded nor averaged over. Its group
 
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import TrainingStopped
@@ -24,17 +24,11 @@ from skyrl_stack.run_directory import RunDirectory
 POLL_S = 0.25
 
 
-class GroupBuffer(ReplayBuffer):
-    """verl's replay buffer for the synchronous trainer, as `trainer.v1.sampler.custom_sampler`."""
+class _Groups(ReplayBuffer):
+    """What both of verl's buffers do, as `trainer.v1.sampler.custom_sampler`."""
 
     def __init__(self, *, sampler_kwargs: Any, **kwargs: Any) -> None:
-        super().__init__(
-            sampler_kwargs=sampler_kwargs,
-            poll_interval=POLL_S,
-            sync_refill_failed_groups=True,
-            gen_batch_size=1,
-            **kwargs,
-        )
+        super().__init__(sampler_kwargs=sampler_kwargs, poll_interval=POLL_S, **kwargs)
         self.directory = RunDirectory(Path(sampler_kwargs.run_directory))
         self.trainer = self.directory.profile().trainer
         self.lost_in_a_row = 0
@@ -75,3 +69,14 @@ class GroupBuffer(ReplayBuffer):
         started = self.directory.launch().started_at
         episodes = (Episode.model_validate_json(file.read_bytes()) for file in newest_first[:count])
         return [episode for episode in episodes if episode.started_at >= started]
+
+
+class GroupBuffer(_Groups):
+    """For the trainer that waits for all episodes of a step: `trainer.mode = "sync"`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(sync_refill_failed_groups=True, gen_batch_size=1, **kwargs)
+
+
+class AsyncGroupBuffer(_Groups, ReplayBufferAsync):
+    """For the trainer that takes the groups that ended first: `trainer.mode = "colocate_async"`."""

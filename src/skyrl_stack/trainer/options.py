@@ -147,9 +147,10 @@ def _rollout(profile: Profile, directory: RunDirectory) -> Options:
         f"{rollout}.agent.default_agent_loop": AGENT_LOOP,
         f"{rollout}.agent.agent_loop_config_path": str(agent_loop_file(directory)),
         "reward.num_workers": 0,  # the episode brings its reward
+        "trainer.v1.trainer_mode": profile.trainer.mode,
         f"{sampler}.sync_refill_failed_groups": True,
         f"{sampler}.custom_sampler.path": "pkg://skyrl_stack.trainer.groups",
-        f"{sampler}.custom_sampler.name": "GroupBuffer",
+        f"{sampler}.custom_sampler.name": "GroupBuffer" if profile.trainer.mode == "sync" else "AsyncGroupBuffer",
         f"{sampler}.sampler_kwargs.run_directory": str(directory.path),
     }
 

@@ -1,7 +1,7 @@
-"""verl's task runner and its trainer as they are, but for one thing: they leave in order when time runs out.
+"""verl's task runner and its trainers as they are, but for one thing: they leave in order when time runs out.
 
-verl's synchronous trainer saves every `save_freq` steps and knows no time limit. `on_step_end`, a hook of verl's for
-its own trainers, comes when a step is done and the rollout servers still sleep, which is where verl saves, too.
+verl's trainers save every `save_freq` steps and know no time limit. `on_step_end`, a hook of verl's for its own
+trainers, comes when a step is done and the rollout servers still sleep, which is where verl saves, too.
 """
 
 import time
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
+from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerColocateAsync, PPOTrainerSync, trainer_base
 from verl.utils.debug import marked_timer
 
 from skyrl_stack.trainer.checkpoints import steps_done
 from skyrl_stack.trainer.ending import Departure
 
 
-class LeavingTrainer(PPOTrainerSync):
-    """verl's synchronous trainer, which asks `departure` after each step whether there is time for another."""
+class _Leaving(PPOTrainer):
+    """Asks `departure` after each step whether there is time for another."""
 
     departure: Departure
 
@@ -40,16 +40,24 @@ class LeavingTrainer(PPOTrainerSync):
         super().on_step_end()
 
 
+class LeavingSync(_Leaving, PPOTrainerSync):
+    """verl's trainer that waits for all episodes of a step."""
+
+
+class LeavingColocateAsync(_Leaving, PPOTrainerColocateAsync):
+    """verl's trainer that interrupts episodes for its updates, on the same GPUs."""
+
+
 _TaskRunnerV1: Any = TaskRunnerV1  # Ray's decorator hides the class, and says nothing of where
 
 
 class TaskRunner(_TaskRunnerV1.__ray_metadata__.modified_class):
-    """verl's task runner with the trainer above in the place of verl's."""
+    """verl's task runner with the trainers above in the place of verl's."""
 
     def __init__(self, departure: Departure) -> None:
         super().__init__()
-        LeavingTrainer.departure = departure
-        trainer_base.TRAINER_REGISTRY["sync"] = LeavingTrainer
+        _Leaving.departure = departure
+        trainer_base.TRAINER_REGISTRY |= {"sync": LeavingSync, "colocate_async": LeavingColocateAsync}
 
     def run(self, config: Any) -> None:
         """See verl; a method of this class, so that Ray offers it."""

@@ -4,7 +4,7 @@ The log-probability of a token is that of the distribution it was drawn from, as
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,17 @@ class Generator:
         self._prefixes: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
 
     @torch.inference_mode()
-    def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> tuple[list[int], list[float]]:
+    def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> tuple[list[int], list[float]]:
         """Sample until an end-of-sequence token, `max_tokens` or the context's end; 0 for `temperature` is greedy.
+
+        Ends early, but not before its first token, when it is `interrupted`.
 
         Returns the tokens, the end token included, and their log-probabilities.
 
@@ -42,7 +51,7 @@ class Generator:
         pending = list(prompt[cache.get_seq_length() :])
         tokens: list[int] = []
         log_probs: list[float] = []
-        while len(tokens) < room and not (tokens and tokens[-1] in self.eos):
+        while len(tokens) < room and not (tokens and (tokens[-1] in self.eos or interrupted())):
             logits = self.model(input_ids=torch.tensor([pending]), past_key_values=cache, logits_to_keep=1).logits[
                 0, -1
             ]

@@ -31,6 +31,9 @@ class Server:
         self.response_tokens = response_tokens
         self.version = 0
         self.turn = asyncio.Lock()
+        self.going_on = asyncio.Event()
+        "Clear while an update interrupts what is being sampled."
+        self.going_on.set()
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **_: Any
@@ -42,24 +45,36 @@ class Server:
         """
         if sampling_params.get("top_p", 1.0) != 1.0 or sampling_params.get("top_k", -1) not in (-1, 0):
             raise ValueError("the CPU rollout samples from the whole distribution: leave rollout.top_p and top_k alone")
+        await self.going_on.wait()
+        most = sampling_params.get("max_tokens", self.response_tokens)
         async with self.turn:
             tokens, log_probs = await asyncio.to_thread(
                 self.generator.sample,
                 prompt_ids,
-                max_tokens=sampling_params.get("max_tokens", self.response_tokens),
+                max_tokens=most,
                 temperature=sampling_params.get("temperature", 1.0),
+                interrupted=lambda: not self.going_on.is_set(),
             )
+            version = self.version
+        ended = tokens[-1] in self.generator.eos or len(tokens) == most or self.going_on.is_set()
         return TokenOutput(
             token_ids=tokens,
             log_probs=log_probs,
-            stop_reason="completed",
-            extra_fields={"global_steps": self.version},
+            stop_reason="completed" if ended else "aborted",
+            extra_fields={"global_steps": version},
         )
 
     async def load_weights(self, weights: list[tuple[str, torch.Tensor]], version: int | None) -> None:
         async with self.turn:
             self.generator.load_weights(weights)
-        self.version = self.version if version is None else version
+            self.version = self.version if version is None else version
+
+    async def abort_all_requests(self, reject_request: bool = False) -> None:
+        """Interrupt what is being sampled, and let others wait; verl's client asks again with what it has."""
+        self.going_on.clear()
+
+    async def resume_generation(self) -> None:
+        self.going_on.set()
 
     async def ready(self) -> None: ...
 
@@ -67,10 +82,6 @@ class Server:
     async def wake_up(self) -> None: ...
 
     async def sleep(self) -> None: ...
-
-    async def abort_all_requests(self, reject_request: bool = False) -> None: ...
-
-    async def resume_generation(self) -> None: ...
 
     async def clear_kv_cache(self) -> None: ...
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import skyrl_stack
 from skyrl_stack.agent.tokens import Trajectory
@@ -55,7 +56,8 @@ def _make(path: Path, tasks: Sequence[Task], endpoint: Endpoint, profile: Profil
     tokenizer, traces = asyncio.run(_teach(tasks, endpoint, profile))
     longest = max(len(trace.prompt_ids) + len(trace.response_ids) for trace in traces)
     print(f"model: traces of up to {longest} tokens in {time.monotonic() - started:.0f} s", flush=True)
-    policy = network.new_network(tokenizer, context_tokens=profile.model.context_tokens, seed=profile.model.seed)
+    policy: Any = network.new_network(tokenizer, context_tokens=profile.model.context_tokens, seed=profile.model.seed)
+    policy.to(profile.trainer.device)
 
     def say(step: int, loss: float) -> None:
         if (step + 1) % _SAY_EVERY == 0:

@@ -1,6 +1,7 @@
 """A mediocre teacher: for each task a script that solves it and scripts that do not, in the agent's own calls.
 
-The model learns all of them, in these shares, so its samples of one task differ in reward from the first step.
+The model learns all of them, in these shares, so its samples of one task differ in reward from the first step. What
+the teacher does most often is wrong, and the same everywhere: only rewards can teach the model not to.
 """
 
 import re
@@ -13,7 +14,7 @@ from skyrl_stack.agent.calls import render_call
 from skyrl_stack.errors import ProfileError
 from skyrl_stack.tasks.task import REPOSITORY, Task
 
-SOLVES, CHANGES_NOTHING, GIVES_UP = 5, 3, 2
+SOLVES, GUESSES, GIVES_UP = 3, 5, 2
 "Shares of the scripts, of 10."
 _CONTEXT_LINES = 2
 
@@ -47,9 +48,10 @@ def scripts(task: Task) -> list[Script]:
     first, last = max(1, fix.line - _CONTEXT_LINES), fix.line + _CONTEXT_LINES
     look = _terminal(f"sed -n {first},{last}p {path}")
     finish = render_call("finish", message="done")
+    guess = fix.buggy[: len(fix.buggy) - len(fix.buggy.lstrip())] + "pass"
     return [
         Script((look, _replace(fix.line, fix.sound, path), finish), SOLVES),
-        Script((look, _replace(fix.line, fix.buggy, path), finish), CHANGES_NOTHING),
+        Script((look, _replace(fix.line, guess, path), finish), GUESSES),
         Script((look, finish), GIVES_UP),
     ]
 

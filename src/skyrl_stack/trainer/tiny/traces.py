@@ -1,7 +1,7 @@
 """Traces for the supervised start: the teacher's scripts, played by the product's own agent in real sandboxes."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from skyrl_stack.agent.attempt import Attempt, attempt
 from skyrl_stack.agent.calls import render_call
@@ -20,11 +20,14 @@ _UNLIMITED_TOKENS = 1 << 20
 
 
 class Classroom:
-    """Plays scripts on tasks, as many at once as the profile's episodes."""
+    """Plays a teacher's scripts on tasks, as many at once as the profile's episodes."""
 
-    def __init__(self, sandboxes: SandboxProvider, profile: Profile) -> None:
+    def __init__(
+        self, sandboxes: SandboxProvider, profile: Profile, teacher: Callable[[Task], Sequence[Script]] = scripts
+    ) -> None:
         self.sandboxes = sandboxes
         self.profile = profile
+        self.teacher = teacher
         self._places = asyncio.Semaphore(profile.trainer.concurrent_episodes)
 
     async def tokenizer(self, tasks: Sequence[Task]) -> TinyTokenizer:
@@ -32,7 +35,7 @@ class Classroom:
         bytes_only = train_tokenizer([])
         first = _FirstPrompt(bytes_only)
         await self._play(tasks[0], first, bytes_only, context_tokens=_UNLIMITED_TOKENS)
-        spoken = [turn for task in tasks for script in scripts(task) for turn in script.turns]
+        spoken = [turn for task in tasks for script in self.teacher(task) for turn in script.turns]
         return train_tokenizer([first.text, *spoken, *(task.problem_statement + task.patch for task in tasks)])
 
     async def traces(self, tasks: Sequence[Task], tokenizer: TinyTokenizer) -> list[Trajectory]:
@@ -52,7 +55,7 @@ class Classroom:
                 )
             return played.trajectories * script.share
 
-        lessons = [(task, script) for task in tasks for script in scripts(task)]
+        lessons = [(task, script) for task in tasks for script in self.teacher(task)]
         played = await asyncio.gather(*(trace(task, script) for task, script in lessons))
         return [each for repeated in played for each in repeated]
 
