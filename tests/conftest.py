@@ -1,6 +1,7 @@
 """Fixtures that several suites share."""
 
 import asyncio
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import skyrl_stack.agent  # noqa: F401 (prepares the environment, before a test imports OpenHands)
+from frozen_site import Site, ordinary_user
 from lanes import cannot_run
-from rootfs import build_rootfs
+from rootfs import CHANGES, build_rootfs
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.make import make_tasks
 from skyrl_stack.profile import TasksSection
@@ -72,18 +74,35 @@ def tests_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_image(tests_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image with bash, git and a few programs of this machine, in the tests' cache. For tests marked `podman`."""
+def tiny_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tar of bash, git and a few programs of this machine."""
     tar = tmp_path_factory.mktemp("tiny") / "rootfs.tar"
-    reference = f"localhost/skyrl/tests-tiny:{build_rootfs(tar)}"
+    build_rootfs(tar)
+    return tar
+
+
+@pytest.fixture(scope="session")
+def tiny_image(tests_cache: Path, tiny_rootfs: Path) -> str:
+    """Its image, in the tests' cache. For tests marked `podman`."""
+    with tiny_rootfs.open("rb") as tar:
+        reference = f"localhost/skyrl/tests-tiny:{hashlib.file_digest(tar, 'sha256').hexdigest()[:16]}"
 
     async def ensure() -> None:
         async with ImageStore(image_store_path(tests_cache)) as images:
             if not await images.has(reference):
-                await images.import_rootfs(tar, reference, changes=("WORKDIR /testbed", "ENV HOME=/root"))
+                await images.import_rootfs(tiny_rootfs, reference, changes=CHANGES)
 
     asyncio.run(ensure())
     return reference
+
+
+@pytest.fixture(scope="module")
+def frozen_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Of an ordinary user who has runtime.sif: built once in a run of tests, by the worker that needs it first."""
+    shared = tmp_path_factory.getbasetemp()
+    with ordinary_user() as site:
+        site.build_once(shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared)
+        yield site
 
 
 @pytest.fixture(scope="module")

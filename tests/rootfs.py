@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "testbed", "tmp", "var")
+CHANGES = ("WORKDIR /testbed", "ENV HOME=/root")
+"What an image of it says beside."
 SHELL_PROGRAMS = (
     *("bash", "cat", "chmod", "env", "git", "head", "id", "ln", "ls", "mkdir", "mkfifo", "mv", "rm", "seq", "setsid"),
     *("sleep", "stat", "tail", "touch", "tr", "true", "wc"),

@@ -1,4 +1,4 @@
-"""What a sandbox is: one suite for Podman itself and for the client that talks to the server."""
+"""What a sandbox is: one suite for Podman itself, and for the client of a runtime, here or out of its image."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from frozen_runtime import frozen_runtime
+from frozen_site import Site
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.client import RuntimeClient
@@ -27,19 +29,20 @@ from skyrl_stack.sandbox.podman import PodmanSandboxes
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
 
 OUTPUT_LIMIT = 64 * 1024
+FROZEN = [pytest.mark.apptainer, pytest.mark.timeout(1500)]  # the first test may have to build the image
 
 
 @dataclass
 class Backend:
-    """A provider, and the Podman behind it, through which a test takes sandboxes away."""
+    """A provider, and an image that it has."""
 
     provider: SandboxProvider
-    podman: PodmanSandboxes | SocketSandboxes
     image: str
+    has_warden: bool = True
 
     def require_warden(self) -> None:
         """Sizes of a Podman elsewhere are those of its cgroups, which kill or refuse without a word."""
-        if isinstance(self.podman, SocketSandboxes):
+        if not self.has_warden:
             pytest.skip("a Podman behind a socket enforces sizes by cgroups, see test_socket_sandboxes.py")
 
     async def start(self, **fields: object) -> Sandbox:
@@ -67,27 +70,45 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=["podman", "client→server", "socket"])
-async def backend(request: pytest.FixtureRequest, tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
-    if request.param == "socket":
-        socket = request.getfixturevalue("podman_socket")
-        async with SocketSandboxes(
-            secrets.token_hex(8), socket, output_limit=OUTPUT_LIMIT, isolation="no-netns"
-        ) as podman:
-            yield Backend(podman, podman, tiny_image)
-        return
-    stores = [image_store_path(tests_cache)]
+@pytest.fixture(scope="module")
+async def podman(tests_cache: Path, tiny_image: str) -> AsyncIterator[Backend]:
     async with PodmanSandboxes(
-        secrets.token_hex(8), image_stores=stores, output_limit=OUTPUT_LIMIT, isolation="no-netns"
+        secrets.token_hex(8),
+        image_stores=[image_store_path(tests_cache)],
+        output_limit=OUTPUT_LIMIT,
+        isolation="no-netns",
     ) as podman:
-        if request.param == "podman":
-            yield Backend(podman, podman, tiny_image)
-            return
-        async with (
-            serving(podman, RuntimeSection(), "token") as served,
-            RuntimeClient(Endpoint(launch_id="l", url=served.url, token="token")) as client,
-        ):
-            yield Backend(client, podman, tiny_image)
+        yield Backend(podman, tiny_image)
+
+
+@pytest.fixture(scope="module")
+async def client(podman: Backend) -> AsyncIterator[Backend]:
+    async with (
+        serving(podman.provider, RuntimeSection(), "token") as served,
+        RuntimeClient(Endpoint(launch_id="l", url=served.url, token="token")) as client,
+    ):
+        yield Backend(client, podman.image)
+
+
+@pytest.fixture(scope="module")
+async def socket(podman_socket: Path, tiny_image: str) -> AsyncIterator[Backend]:
+    async with SocketSandboxes(
+        secrets.token_hex(8), podman_socket, output_limit=OUTPUT_LIMIT, isolation="no-netns"
+    ) as podman:
+        yield Backend(podman, tiny_image, has_warden=False)
+
+
+@pytest.fixture(scope="module")
+async def sif(frozen_site: Site, tiny_rootfs: Path, tiny_image: str) -> AsyncIterator[Backend]:
+    with frozen_runtime(frozen_site, tiny_rootfs, tiny_image, output_limit=OUTPUT_LIMIT) as endpoint:
+        assert endpoint.isolation == "full"
+        async with RuntimeClient(endpoint) as client:
+            yield Backend(client, tiny_image)
+
+
+@pytest.fixture(scope="module", params=["podman", "client", "socket", pytest.param("sif", marks=FROZEN)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

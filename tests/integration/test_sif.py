@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from frozen_site import Site, ordinary_user
 
+from frozen_site import SUB_IDS, Site
 from lanes import cannot_run
 from rootfs import SHELL_PROGRAMS, build_rootfs
 from skyrl_stack.sif.lock import sha256
@@ -59,7 +59,7 @@ async def main():
         sandbox = await sandboxes.start(SandboxSpec(image="localhost/probe:1"))
         await sandbox.write_file("/root/x", b"written")
         result = await sandbox.run("id -u; cat /root/x")
-        print(repr(result.stdout), flush=True)
+        print(sandboxes.isolation, repr(result.stdout), flush=True)
         if sys.argv[2:] == ["hold"]:
             await sandbox.run("sleep 86421", timeout_s=600)
 
@@ -91,32 +91,25 @@ with roles.nothing_left():
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ordinary_user() as site:
-        build_rootfs(site.work / "rootfs.tar", [*SHELL_PROGRAMS, "mount"])
-        (site.work / "sandbox.py").write_text(SANDBOX)
-        (site.work / "role.py").write_text(ROLE)
-        yield site
+def site(frozen_site: Site) -> Site:
+    build_rootfs(frozen_site.work / "rootfs.tar", [*SHELL_PROGRAMS, "mount"])
+    (frozen_site.work / "sandbox.py").write_text(SANDBOX)
+    (frozen_site.work / "role.py").write_text(ROLE)
+    return frozen_site
 
 
-@pytest.fixture(scope="module")
-def built(site: Site) -> Site:
-    site.build("runtime")
-    return site
+def test_a_build_leaves_the_image_its_log_and_nothing_else(site: Site) -> None:
+    assert sorted(path.name for path in (site.checkout / "images").iterdir()) == ["runtime.log", "runtime.sif"]
+    assert list((site.work / "tmp").glob("skyrl-build-*")) == []
+    assert site.stack("images", "verify") == "images/runtime.sif: as locked\n"
+    assert "skyrl-stack.definition.sha256: " in site.stack("images", "inspect", "images/runtime.sif")
 
 
-def test_a_build_leaves_the_image_its_log_and_nothing_else(built: Site) -> None:
-    assert sorted(path.name for path in (built.checkout / "images").iterdir()) == ["runtime.log", "runtime.sif"]
-    assert list((built.work / "tmp").glob("skyrl-build-*")) == []
-    assert built.stack("images", "verify") == "images/runtime.sif: as locked\n"
-    assert "skyrl-stack.definition.sha256: " in built.stack("images", "inspect", "images/runtime.sif")
-
-
-def test_a_second_build_of_the_same_inputs_is_the_first(built: Site) -> None:
-    before = built.image.stat().st_mtime_ns
-    arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(built.work / "python")]
-    assert "made of the same inputs" in built.stack("images", "build", "runtime", *arguments)
-    assert built.image.stat().st_mtime_ns == before
+def test_a_second_build_of_the_same_inputs_is_the_first(site: Site) -> None:
+    before = site.image.stat().st_mtime_ns
+    arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(site.work / "python")]
+    assert "made of the same inputs" in site.stack("images", "build", "runtime", *arguments)
+    assert site.image.stat().st_mtime_ns == before
 
 
 def test_the_same_inputs_give_the_same_bytes(site: Site) -> None:
@@ -142,37 +135,38 @@ def test_the_same_inputs_give_the_same_bytes(site: Site) -> None:
     assert len(hashes) == 1
 
 
-def test_without_arguments_it_says_what_it_is(built: Site) -> None:
-    process = built.popen("apptainer", "-q", "run", built.image)
+def test_without_arguments_it_says_what_it_is(site: Site) -> None:
+    process = site.popen("apptainer", "-q", "run", site.image)
     output, _ = process.communicate(timeout=60)
     assert "gives each episode a sandbox" in output
     assert "--run-dir DIR" in output
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_sandboxes_run_inside(built: Site, mode: list[str]) -> None:
-    process = built.inside(mode, str(built.work / "sandbox.py"), str(built.work / "rootfs.tar"))
+def test_sandboxes_run_inside(site: Site, mode: list[str]) -> None:
+    process = site.inside(mode, str(site.work / "sandbox.py"), str(site.work / "rootfs.tar"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.splitlines()[-1] == r"'0\nwritten'"
+    isolation = "full" if "--fakeroot" in mode else "shared-uid"
+    assert output.splitlines()[-1] == rf"{isolation} '0\nwritten'"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hides /etc/subuid, which needs root")
-def test_sandboxes_run_inside_for_a_user_without_sub_ids(built: Site) -> None:
-    script = [str(built.work / name) for name in ("sandbox.py", "rootfs.tar")]
-    process = built.inside(MODES["as a user"], *script, sub_ids=False)
+def test_sandboxes_run_inside_for_a_user_without_sub_ids(site: Site) -> None:
+    script = [str(site.work / name) for name in ("sandbox.py", "rootfs.tar")]
+    process = site.inside(MODES["as a user"], *script, hidden=SUB_IDS)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.splitlines()[-1] == r"'0\nwritten'"
+    assert output.splitlines()[-1] == r"shared-uid '0\nwritten'"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_runs_on_when_it_is_killed(built: Site, number: signal.Signals) -> None:
+def test_nothing_runs_on_when_it_is_killed(site: Site, number: signal.Signals) -> None:
     mode = MODES["as a user"]
-    process = built.inside(mode, str(built.work / "sandbox.py"), str(built.work / "rootfs.tar"), "hold")
+    process = site.inside(mode, str(site.work / "sandbox.py"), str(site.work / "rootfs.tar"), "hold")
     try:
         assert process.stdout
-        assert process.stdout.readline() == "'0\\nwritten'\n"
+        assert process.stdout.readline() == "shared-uid '0\\nwritten'\n"
         await_(lambda: "sleep 86421" in commands())
     finally:
         process.send_signal(number)
@@ -188,23 +182,23 @@ def await_(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_the_runtime_serves_from_its_image_and_leaves_nothing(built: Site, end: str) -> None:
-    before = shown(built)
-    process = built.popen(built.python, built.work / "role.py", built.work / "runs", built.image, end)
+def test_the_runtime_serves_from_its_image_and_leaves_nothing(site: Site, end: str) -> None:
+    before = shown(site)
+    process = site.popen(site.python, site.work / "role.py", site.work / "runs", site.image, end)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert output.splitlines()[-1] == "endpoints 1", output
-    await_(lambda: shown(built) <= before)
-    assert [path.name for path in (built.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
+    await_(lambda: shown(site) <= before)
+    assert [path.name for path in (site.work / "tmp").iterdir() if path.name.startswith("skyrl-")] == []
 
 
 @pytest.mark.parametrize("rights", [[], ["--fakeroot"]], ids=["as a user", "as root by sub-ids"])
 @pytest.mark.parametrize(("on_notice", "code"), [("trap 'exit 75' USR1", 75), (":", -signal.SIGUSR1)])
 def test_a_notice_reaches_the_role_and_its_answer_comes_back(
-    built: Site, rights: list[str], on_notice: str, code: int
+    site: Site, rights: list[str], on_notice: str, code: int
 ) -> None:
     script = f"{on_notice}; echo ready; while :; do sleep 0.1; done"
-    process = built.popen("apptainer", "-q", "exec", *rights, built.image, "sh", "-c", script)
+    process = site.popen("apptainer", "-q", "exec", *rights, site.image, "sh", "-c", script)
     try:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
@@ -215,43 +209,41 @@ def test_a_notice_reaches_the_role_and_its_answer_comes_back(
         process.communicate()
 
 
-def test_a_tampered_image_is_refused(built: Site) -> None:
-    copy = built.checkout / "images/copy/runtime.sif"
+def test_a_tampered_image_is_refused(site: Site) -> None:
+    copy = site.checkout / "images/copy/runtime.sif"
     copy.parent.mkdir()
-    data = bytearray(built.image.read_bytes())
+    data = bytearray(site.image.read_bytes())
     data[-1] ^= 1
     copy.write_bytes(data)
-    output = built.stack("images", "verify", copy, fails=True)
+    output = site.stack("images", "verify", copy, fails=True)
     assert output.count("\n") == 1
     assert "not the image that the lock describes" in output
     shutil.rmtree(copy.parent)
 
 
-def test_a_signature_is_told_from_a_strangers(built: Site) -> None:
+def test_a_signature_is_told_from_a_strangers(site: Site) -> None:
     for name in ("ours", "strangers"):
-        private, public = built.work / f"{name}.pem", built.work / f"{name}.pub"
+        private, public = site.work / f"{name}.pem", site.work / f"{name}.pub"
         curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
         for command in (["genpkey", *curve, "-out", private], ["pkey", "-in", private, "-pubout", "-out", public]):
-            built.popen("openssl", *command).communicate(timeout=30)
+            site.popen("openssl", *command).communicate(timeout=30)
     image = "images/runtime.sif"
-    assert "no good signature" in built.stack("images", "verify", image, "--key", built.work / "ours.pub", fails=True)
-    built.stack("images", "sign", image, "--key", built.work / "ours.pem")
-    said = built.stack("images", "verify", image, "--key", built.work / "ours.pub")
+    assert "no good signature" in site.stack("images", "verify", image, "--key", site.work / "ours.pub", fails=True)
+    site.stack("images", "sign", image, "--key", site.work / "ours.pem")
+    said = site.stack("images", "verify", image, "--key", site.work / "ours.pub")
     assert said == f"{image}: as locked, and signed\n"
-    output = built.stack("images", "verify", image, "--key", built.work / "strangers.pub", fails=True)
+    output = site.stack("images", "verify", image, "--key", site.work / "strangers.pub", fails=True)
     assert "no good signature by" in output and output.count("\n") == 1
 
 
-def test_what_is_pushed_is_what_is_pulled(built: Site, registry: str) -> None:
+def test_what_is_pushed_is_what_is_pulled(site: Site, registry: str) -> None:
     address = f"oras://{registry}/skyrl/runtime:1"
-    built.stack("images", "push", "images/runtime.sif", address, APPTAINER_NOHTTPS="1")
-    pulled = built.work / "home/runtime.sif"
-    process = built.popen(
-        "apptainer", "-q", "pull", "--dir", pulled.parent, pulled.name, address, APPTAINER_NOHTTPS="1"
-    )
+    site.stack("images", "push", "images/runtime.sif", address, APPTAINER_NOHTTPS="1")
+    pulled = site.work / "home/runtime.sif"
+    process = site.popen("apptainer", "-q", "pull", "--dir", pulled.parent, pulled.name, address, APPTAINER_NOHTTPS="1")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert built.stack("images", "verify", pulled) == f"{pulled}: as locked\n"
+    assert site.stack("images", "verify", pulled) == f"{pulled}: as locked\n"
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import frozen_site
 import pytest
 import slurm_site
 from slurm_cluster import missing, running_cluster
 
+from frozen_site import Site
 from lanes import cannot_run
 from skyrl_stack.report import read_episodes, read_steps
 from skyrl_stack.run_directory import RunDirectory
@@ -24,32 +24,30 @@ IN_IMAGES = {"model__sft_steps": "60", "images__runtime": "images/runtime.sif", 
 class FrozenSite(slurm_site.Site):
     """A login node whose user has images."""
 
-    user: frozen_site.Site
+    user: Site
 
     def skyrl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         slurm = {name: self.cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
-        process = self.user.popen(self.user.work / "venv/bin/skyrl-stack", *arguments, sub_ids=True, **slurm)
+        process = self.user.popen(self.user.work / "venv/bin/skyrl-stack", *arguments, **slurm)
         output, _ = process.communicate(timeout=150)
         return subprocess.CompletedProcess(arguments, process.returncode, output, "")
 
 
 @pytest.fixture(scope="module")
-def user() -> Iterator[frozen_site.Site]:
-    with frozen_site.ordinary_user() as user:
-        user.build("runtime")
-        user.build("trainer", "--cpu")
-        yield user
+def user(frozen_site: Site) -> Site:
+    frozen_site.build("trainer", "--cpu")
+    return frozen_site
 
 
 @pytest.fixture
-def site(user: frozen_site.Site) -> Iterator[FrozenSite]:
+def site(user: Site) -> Iterator[FrozenSite]:
     if lacking := missing():
         cannot_run(f"a private Slurm needs {', '.join(lacking)}: run scripts/setup-slurm as root")
     with running_cluster() as cluster:
         yield FrozenSite(cluster, user.checkout, user)
 
 
-def test_the_trainers_image_passes_its_own_test(user: frozen_site.Site) -> None:
+def test_the_trainers_image_passes_its_own_test(user: Site) -> None:
     process = user.popen("apptainer", "-q", "test", "images/trainer.sif")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -57,7 +55,7 @@ def test_the_trainers_image_passes_its_own_test(user: frozen_site.Site) -> None:
     assert list((user.work / "tmp").iterdir()) == []
 
 
-def test_the_local_run_in_images(user: frozen_site.Site) -> None:
+def test_the_local_run_in_images(user: Site) -> None:
     sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     printed = user.stack("launch", "local-sif", *sets)
     directory = RunDirectory.latest(user.checkout / ".skyrl_jobs")
@@ -80,6 +78,6 @@ def test_two_jobs_in_images_and_the_notice_of_slurm_reaches_the_trainer(site: Fr
     assert_nothing_is_left(site.user)
 
 
-def assert_nothing_is_left(user: frozen_site.Site) -> None:
+def assert_nothing_is_left(user: Site) -> None:
     assert user.processes("skyrl_stack", "squashfuse", "ray", "conmon", "crun") == set()
     assert list((user.work / "tmp").glob("skyrl-*")) == []

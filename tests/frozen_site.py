@@ -1,6 +1,7 @@
 """An ordinary user of this machine with a checkout, a Python and Apptainer: who images are built by, and run by."""
 
 import contextlib
+import fcntl
 import os
 import pwd
 import shutil
@@ -8,18 +9,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lanes import cannot_run
-from skyrl_stack.node import other_processes
+from skyrl_stack.node import Process, other_processes
 from skyrl_stack.sandbox.storage import cache_dir
+from skyrl_stack.sif.lock import LOCK
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BUILDER = "skyrl-builder"
-_HIDE = 'mount --bind /dev/null /etc/subuid && mount --bind /dev/null /etc/subgid && exec "$@"'
-_WITHOUT_SUB_IDS = ["unshare", "--mount", "sh", "-c", _HIDE, "_"]
+_PREFIX = "sif-"
+SUB_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
+_HIDE = 'while [ "$1" != -- ]; do mount --bind /dev/null "$1"; shift; done; shift; exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Site:
     def python(self) -> Path:
         return self.work / "venv/bin/python"
 
-    def popen(self, *command: str | Path, sub_ids: bool = True, **environment: str) -> "subprocess.Popen[str]":
-        """Start a command in the checkout, with `environment` beside the user's own; without `sub_ids`, needs root."""
+    def popen(self, *command: str | Path, hidden: Iterable[Path] = (), **environment: str) -> "subprocess.Popen[str]":
+        """Start a command in the checkout, with `environment` beside the user's own.
+
+        It and what it starts find nothing in the files that are `hidden`, which needs root.
+        """
         argv = [str(word) for word in command]
         if self.user:
-            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--", *argv]
-            argv = become if sub_ids else [*_WITHOUT_SUB_IDS, *become]
+            argv = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--", *argv]
+        if hidden:
+            argv = ["unshare", "--mount", "sh", "-ec", _HIDE, "_", *map(str, hidden), "--", *argv]
         return subprocess.Popen(
             argv,
             cwd=self.checkout,
@@ -71,21 +78,46 @@ class Site:
         """Build an image from Debian packages and this user's Python."""
         arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(self.work / "python")]
         assert f"images/{name}.sif: " in self.stack("images", "build", name, *arguments, *options)
+        assert list((self.work / "tmp").glob("skyrl-build-*")) == []
 
-    def inside(self, mode: Sequence[str], *arguments: str, sub_ids: bool = True) -> "subprocess.Popen[str]":
+    def build_once(self, shared: Path) -> None:
+        """Build runtime.sif, or take that which was kept in the directory `shared`."""
+        kept = shared / "runtime.sif"
+        with (shared / "runtime.sif.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.is_dir():
+                self.build("runtime")
+                _copy(self.checkout, kept.with_suffix(".draft"))
+                kept.with_suffix(".draft").rename(kept)
+                return
+        _copy(kept, self.checkout)
+        if self.user:
+            subprocess.run(["chown", "-R", f"{self.user}:", self.checkout / "images", self.checkout / LOCK], check=True)
+
+    def inside(
+        self, mode: Sequence[str], *arguments: str | Path, hidden: Iterable[Path] = ()
+    ) -> "subprocess.Popen[str]":
         """Run a program of Python's inside runtime.sif, which has the sandbox code of its own."""
         options = [word.format(work=self.work) for word in mode]
         cache = f"SKYRL_CACHE={self.work / 'cache'}"
         command = ["apptainer", "-q", "exec", *options, "--env", cache, str(self.image), "python", *arguments]
-        return self.popen(*command, sub_ids=sub_ids)
+        return self.popen(*command, hidden=hidden)
 
     def processes(self, *words: str) -> set[str]:
-        """Living processes of the user whose command line has one of `words`, by process id and command line."""
+        """Living processes of the user whose command line has one of `words`, by process id and command line.
+
+        But those of other directories of the kind: another file of tests may run beside this one.
+        """
         name = self.user or pwd.getpwuid(os.geteuid()).pw_name
         columns = ["-o", "pid,stat,args", "-u", name]
         listed = subprocess.run(["ps", "--no-headers", *columns], capture_output=True, text=True, check=False).stdout
         living = [line.split(maxsplit=2) for line in listed.splitlines() if line.split()[1][0] != "Z"]
-        return {f"{pid} {args}" for pid, _, args in living if any(word in args for word in words)}
+        others = [path for path in self.work.parent.glob(f"{_PREFIX}*") if path != self.work]
+        return {
+            f"{pid} {args}"
+            for pid, _, args in living
+            if any(word in args for word in words) and not any(_is_of(Process(int(pid)), other) for other in others)
+        }
 
     def _environment(self) -> dict[str, str]:
         kept = ("PATH", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "RAY_worker_niceness")
@@ -105,7 +137,7 @@ def ordinary_user() -> Iterator[Site]:
     if shutil.which("apptainer") is None:
         cannot_run("no Apptainer here: scripts/setup-apptainer")
     user = BUILDER if os.geteuid() == 0 else None
-    work = Path(tempfile.mkdtemp(prefix="sif-", dir="/var/tmp"))
+    work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/var/tmp"))
     try:
         for name in ("checkout", "home", "tmp", "cache", "apptainer"):
             (work / name).mkdir()
@@ -120,6 +152,18 @@ def ordinary_user() -> Iterator[Site]:
     finally:
         _kill_what_shows_an_image(work)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """What a build has made: the image, its log, and its entry of the lock."""
+    shutil.copytree(source / "images", destination / "images")
+    (destination / LOCK).parent.mkdir(exist_ok=True)
+    shutil.copy(source / LOCK, destination / LOCK)
+
+
+def _is_of(process: Process, work: Path) -> bool:
+    """Whether a process was started with a variable that names a directory, or has a file open there."""
+    return str(work) in " ".join(process.environment.values()) or process.has_open_below(work)
 
 
 def _kill_what_shows_an_image(work: Path) -> None:
