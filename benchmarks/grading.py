@@ -1,10 +1,11 @@
-"""What a grade costs: core-seconds by stage, of the gold patches of a task file, one grade after the other.
+"""What a grade costs: core-seconds by stage, of the gold patches of a task file.
 
-    python benchmarks/grading.py TASKS.jsonl [--tasks 10] [--swebench]
+    python benchmarks/grading.py TASKS.jsonl [--at-once 2] [--swebench 16]
 
-Every process that a stage starts counts, those of Podman and of the sandbox too: the stages run in sandboxes of this
-process's own cell, so their CPU time is what the cell and this process used meanwhile. `--swebench` lets swebench's own
-harness do the same work over that cell's socket, which speaks Docker's API.
+Every process that a stage starts counts, those of Podman and of the sandbox too: each of the processes that grade at
+once does so in a cell of its own, one grade after the other, so the CPU time of a stage is what that process and all
+that came of it used meanwhile. `--swebench` lets swebench's own harness do the same work for so many of the tasks, in
+turns with this stack, over the cell's socket, which speaks Docker's API.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, contextmanager
-from functools import partialmethod
+from functools import partial, partialmethod
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -38,6 +41,7 @@ from skyrl_stack.tasks.evaluation import specification
 from skyrl_stack.tasks.task import Task, read_tasks
 
 STAGES = ("sandbox", "apply", "tests", "parse", "remove", "control")
+OWN = ("sandbox", "apply", "parse", "remove")
 HARNESSES = ("this stack", "swebench")
 NOTHING = diff_of("NOTES.md", None, "no idea\n")
 "A patch that fixes nothing."
@@ -46,22 +50,39 @@ TIMEOUT_S = 300.0
 
 
 class Meter:
-    """Core-seconds and wall seconds by stage, over all grades."""
+    """Core-seconds and wall seconds by stage, over all grades of this process, without what metering takes."""
 
     def __init__(self, stages: Sequence[str]) -> None:
         self.cores = dict.fromkeys(stages, 0.0)
         self.wall = dict.fromkeys(stages, 0.0)
+        self.grades = 0
+        self.right = 0
+        self._looking = 0.0
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        cores, wall = used(), time.monotonic()
+        cores, wall = self._used(), time.monotonic()
         yield
-        self.cores[stage] += used() - cores
         self.wall[stage] += time.monotonic() - wall
+        self.cores[stage] += self._used() - cores
+
+    def _used(self) -> float:
+        own = time.process_time() - self._looking
+        looked = time.thread_time()
+        others = used_by_descendants()
+        self._looking += time.thread_time() - looked
+        return own + others
+
+    def add(self, other: "Meter") -> None:
+        for stage in self.cores:
+            self.cores[stage] += other.cores[stage]
+            self.wall[stage] += other.wall[stage]
+        self.grades += other.grades
+        self.right += other.right
 
 
-def used() -> float:
-    """Core-seconds of this process and of all that it has started, those that have ended and were waited for too."""
+def used_by_descendants() -> float:
+    """Core-seconds of all that this process has started, those that have ended and were waited for too."""
     children: dict[int, list[int]] = {}
     times: dict[int, float] = {}
     for directory in Path("/proc").iterdir():
@@ -73,7 +94,8 @@ def used() -> float:
             pid = int(directory.name)
             children.setdefault(int(fields[1]), []).append(pid)
             times[pid] = sum(int(ticks) for ticks in fields[11:15]) / TICKS
-    total, todo = 0.0, [os.getpid()]
+    _, _, *waited_for = os.times()[:4]
+    total, todo = sum(waited_for), children.get(os.getpid(), [])
     while todo:
         pid = todo.pop()
         total += times.get(pid, 0.0)
@@ -81,14 +103,16 @@ def used() -> float:
     return total
 
 
-async def grade_all(tasks: list[Task], meter: Meter) -> None:
-    limits = RuntimeSection()
-    await asyncio.to_thread(specification, tasks[0].model_dump(mode="json"))  # swebench's imports count once, not here
+async def grade_all(tasks: list[Task]) -> Meter:
+    meter, limits = Meter(STAGES), RuntimeSection()
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as sandboxes:
+        await grade(
+            tasks[0], tasks[0].patch, sandboxes, timeout_s=TIMEOUT_S
+        )  # first times do not count
         for task in tasks:
             script = specification(task.model_dump(mode="json")).eval_script
             with meter.of("sandbox"):
-                sandbox = await sandboxes.start(SandboxSpec(image=task.image, memory_mb=limits.memory_mb))
+                sandbox = await sandboxes.start(SandboxSpec(image=task.image, **limits.sizes))
                 await set_up(sandbox, task)
             with meter.of("apply"):
                 assert await apply_patch(sandbox, task, task.patch)
@@ -98,24 +122,26 @@ async def grade_all(tasks: list[Task], meter: Meter) -> None:
                 verdict = judge(task, run.log)
             with meter.of("remove"):
                 await sandbox.stop()
-            assert verdict and verdict.resolved, task.instance_id
             with meter.of("control"):
-                await control(task, script, sandboxes)
+                forged = await control(task, script, sandboxes)
+            meter.grades += 1
+            meter.right += bool(verdict and verdict.resolved and not forged)
+    return meter
 
 
-async def control(task: Task, script: str, sandboxes: PodmanSandboxes) -> None:
-    """The second sandbox of a patch that is resolved."""
-    sandbox = await sandboxes.start(SandboxSpec(image=task.image, memory_mb=RuntimeSection().memory_mb))
+async def control(task: Task, script: str, sandboxes: PodmanSandboxes) -> bool:
+    """The second sandbox of a patch that is resolved: whether broken tests pass there."""
+    sandbox = await sandboxes.start(SandboxSpec(image=task.image, **RuntimeSection().sizes))
     await set_up(sandbox, task)
     assert await apply_patch(sandbox, task, task.patch)
     run = await run_script(sandbox, broken_script(task, script), timeout_s=TIMEOUT_S)
     await sandbox.stop()
-    assert passed_although_broken(task, run.log) == []
+    return passed_although_broken(task, run.log) != []
 
 
-async def side_by_side(tasks: list[Task], meter: Meter) -> int:
-    """Grade each task's fix and a patch that fixes nothing, by both; how often they agreed."""
-    agreed = 0
+async def side_by_side(tasks: list[Task]) -> Meter:
+    """Grade each task's fix and a patch that fixes nothing, by both in turns."""
+    meter = Meter(HARNESSES)
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as sandboxes:
         assert sandboxes._cell
         with swebench_harness(sandboxes._cell.socket) as theirs:
@@ -125,8 +151,24 @@ async def side_by_side(tasks: list[Task], meter: Meter) -> int:
                         mine = (await grade(task, patch, sandboxes, timeout_s=TIMEOUT_S)).resolved
                     with meter.of("swebench"):
                         other = await asyncio.to_thread(theirs, task, patch, name)
-                    agreed += mine == other == (name == "fix")
-    return agreed
+                    meter.grades += 1
+                    meter.right += mine == other == (name == "fix")
+    return meter
+
+
+def grades_of(work: Callable[[list[Task]], Coroutine[None, None, Meter]], tasks: list[Task]) -> Meter:
+    """What a process of its own does."""
+    return asyncio.run(work(tasks))
+
+
+def measured(work: Callable[[list[Task]], Coroutine[None, None, Meter]], tasks: list[Task], at_once: int) -> Meter:
+    """`work` for all tasks, shared among `at_once` processes."""
+    shares = [share for number in range(at_once) if (share := tasks[number::at_once])]
+    with ProcessPoolExecutor(len(shares), mp_context=get_context("spawn")) as pool:
+        first, *others = pool.map(partial(grades_of, work), shares)
+    for meter in others:
+        first.add(meter)
+    return first
 
 
 @contextmanager
@@ -161,43 +203,48 @@ def swebench_harness(socket: Path) -> Iterator[Callable[[Task, str, str], bool]]
             os.environ["PATH"] = path
 
 
-def show(meter: Meter, count: int) -> None:
-    table = Table(box=SIMPLE, pad_edge=False, caption=f"means of {count} grades", caption_justify="left")
+def show(meter: Meter, about: str) -> None:
+    table = Table(box=SIMPLE, pad_edge=False, caption=about, caption_justify="left")
     for column in ("stage", "core-seconds", "wall s", "of the tests"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     tests = meter.cores["tests"]
     for stage in STAGES:
         share = f"{meter.cores[stage] / tests:.1%}" if stage != "tests" else ""
-        table.add_row(stage, f"{meter.cores[stage] / count:.3f}", f"{meter.wall[stage] / count:.3f}", share)
-    own = sum(meter.cores.values()) - tests
-    table.add_row("own share", f"{own / count:.3f}", "", f"{own / tests:.1%}")
+        table.add_row(stage, *means(meter, stage), share)
+    own = sum(meter.cores[stage] for stage in OWN)
+    table.add_row(f"own share: {', '.join(OWN)}", f"{own / meter.grades:.3f}", "", f"{own / tests:.1%}")
     Console(width=100).print(table)
 
 
-def show_both(meter: Meter, count: int, agreed: int) -> None:
-    table = Table(box=SIMPLE, pad_edge=False, caption=f"means of {count} grades; {agreed} verdicts agree and are right")
+def show_both(meter: Meter, about: str) -> None:
+    table = Table(box=SIMPLE, pad_edge=False, caption=f"{about} by both", caption_justify="left")
     for column in ("harness", "core-seconds", "wall s"):
         table.add_column(column, justify="left" if column == "harness" else "right")
     for name in HARNESSES:
-        table.add_row(name, f"{meter.cores[name] / count:.2f}", f"{meter.wall[name] / count:.2f}")
+        table.add_row(name, *means(meter, name))
     Console(width=100).print(table)
+
+
+def means(meter: Meter, stage: str) -> tuple[str, str]:
+    return f"{meter.cores[stage] / meter.grades:.3f}", f"{meter.wall[stage] / meter.grades:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--tasks", type=int, default=10)
-    parser.add_argument("--swebench", action="store_true")
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--swebench", type=int, default=0, metavar="TASKS")
     arguments = parser.parse_args()
-    tasks = list(read_tasks(arguments.file))[: arguments.tasks]
+    tasks = list(read_tasks(arguments.file))
     asyncio.run(ensure_images(tasks, print))
-    meter = Meter(STAGES)
-    asyncio.run(grade_all(tasks, meter))
-    show(meter, len(tasks))
-    if arguments.swebench:
-        both = Meter(HARNESSES)
-        agreed = asyncio.run(side_by_side(tasks, both))
-        show_both(both, 2 * len(tasks), agreed)
+    some = tasks[:: max(1, len(tasks) // arguments.swebench)][: arguments.swebench] if arguments.swebench else []
+    for work, report, chosen in ((grade_all, show, tasks), (side_by_side, show_both, some)):
+        if chosen:
+            started = time.monotonic()
+            meter = measured(work, chosen, arguments.at_once)
+            seconds = time.monotonic() - started
+            about = f"means of {meter.grades} grades, {arguments.at_once} at once; all in {seconds:.0f} s"
+            report(meter, f"{about}; {meter.right} right")
 
 
 if __name__ == "__main__":

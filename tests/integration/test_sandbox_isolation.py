@@ -1,6 +1,9 @@
 """A sandbox is shut in as Podman shuts in a container: what one can do and see, the other can."""
 
 import asyncio
+import base64
+import errno
+import json
 import os
 import secrets
 import tempfile
@@ -106,6 +109,32 @@ async def test_it_is_shut_in_like_a_container_of_podman(
     assert {name: said[name] for name in STATUS if name.startswith(("Cap", "Sec"))} == {
         name: value for name, value in status(theirs).items() if name.startswith(("Cap", "Sec"))
     }
+
+
+async def test_a_profile_of_seccomp_is_translated_once(
+    sandboxes: PodmanSandboxes, tiny_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By crun, which takes the filter that it made of the same profile; runc gets none and translates each."""
+    cell, takes_filters = sandboxes._cell, find_program("crun") is not None
+
+    async def start() -> tuple[bytes, dict[str, str]]:
+        """The filter of a new container, and what it was given."""
+        assert cell
+        sandbox = await sandboxes.start(SandboxSpec(image=tiny_image))
+        made = cell.directory / "sandboxes" / "state" / sandbox.id / "seccomp.bpf"
+        given = json.loads((cell.directory / "sandboxes" / sandbox.id / "config.json").read_text())["annotations"]
+        return made.read_bytes() if takes_filters else b"", given
+
+    (first, _), (second, given) = await start(), await start()
+    (pattern,) = sandboxes._patterns._patterns.values()
+    monkeypatch.setitem(pattern.config["linux"]["seccomp"], "defaultErrnoRet", errno.EADDRINUSE)
+    (third, nothing), (fourth, other) = await start(), await start()
+    assert (first, third, nothing) == (second, fourth, {})
+    if takes_filters:
+        assert first != third
+        assert [base64.b64decode(text) for each in (given, other) for text in each.values()] == [first, third]
+    else:
+        assert given == other == {}
 
 
 @pytest.mark.parametrize("path", ["/tmp/out", "/tmp/absolute", "/../../etc/hostname-of-the-host"])

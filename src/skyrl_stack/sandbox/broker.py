@@ -28,6 +28,7 @@ from typing import Any
 from skyrl_stack.node import end_with_parent
 from skyrl_stack.sandbox.container import Container, Layers, Refused
 from skyrl_stack.sandbox.entering import run_in_cell
+from skyrl_stack.sandbox.seccomp import Filters
 from skyrl_stack.sandbox.syscalls import leave_session_keyring
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,9 +41,10 @@ Reply = tuple[dict[str, Any], list[int]]
 class Broker:
     """All containers of one cell. Its public methods are the requests."""
 
-    def __init__(self, runtime: Sequence[str]) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Sequence[str], state: Path) -> None:
+        self._runtime = (*runtime, "--root", str(state))
         self._layers = Layers()
+        self._filters = Filters(state)
         self._containers: dict[str, Container] = {}
         self._removed: set[str] = set()
         self._children: dict[int, int | None] = {}
@@ -56,7 +58,8 @@ class Broker:
             self._containers[id] = container
             if id in self._removed:
                 raise Refused("gone", f"sandbox {id} was removed")
-            container.start(self._layers.links(layers), config, files, workdir)
+            container.start(self._layers.links(layers), self._filters.add(config), files, workdir)
+            self._filters.learn(config, id)
         self._adopt(container.pid)
         return {"pid": container.pid, "upper": str(Path(id, "upper").absolute())}, []
 
@@ -188,7 +191,7 @@ def _serve(directory: Path, path: str, runtime: str) -> None:
     os.umask(0o022)
     with suppress(OSError):  # where there are no keyrings, there is none to see
         leave_session_keyring()
-    broker = Broker([runtime, "--root", str(directory / "state")])
+    broker = Broker([runtime], directory / "state")
     server = _Server(path, broker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # The signal itself goes to the thread that called the OCI runtime, and would not wake this one.

@@ -16,7 +16,7 @@ class ScriptRun(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     log: str
-    "stdout and stderr, as they came. Empty where the script destroyed it."
+    "stdout and stderr, as they came. Empty where the script destroyed it, timed out or was killed."
     timed_out: bool
     seconds: float
 
@@ -29,10 +29,12 @@ async def run_script(sandbox: Sandbox, script: str, *, timeout_s: float) -> Scri
     """
     directory = f"/tmp/script-{secrets.token_hex(8)}"
     await sandbox.write_file(f"{directory}/script.sh", script.encode())
-    command = f"/bin/bash {directory}/script.sh > {directory}/log 2>&1 < /dev/null"
+    # Of the log a new file, for the script may have made anything of it.
+    command = (
+        f"/bin/bash {directory}/script.sh > {directory}/log 2>&1 < /dev/null; "
+        f"head --bytes={LOG_LIMIT_MB}M {directory}/log > {directory}/result"
+    )
     done = await sandbox.run(command, timeout_s=timeout_s)
-    # A new file, for the script may have made anything of the log.
-    await sandbox.run(f"head --bytes={LOG_LIMIT_MB}M {directory}/log > {directory}/result")
     try:
         log = await sandbox.read_file(f"{directory}/result")
     except FileMissing:
