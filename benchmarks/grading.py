@@ -106,9 +106,7 @@ def used_by_descendants() -> float:
 async def grade_all(tasks: list[Task]) -> Meter:
     meter, limits = Meter(STAGES), RuntimeSection()
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as sandboxes:
-        await grade(
-            tasks[0], tasks[0].patch, sandboxes, timeout_s=TIMEOUT_S
-        )  # first times do not count
+        await grade(tasks[0], tasks[0].patch, sandboxes, timeout_s=TIMEOUT_S)  # first times do not count
         for task in tasks:
             script = specification(task.model_dump(mode="json")).eval_script
             with meter.of("sandbox"):

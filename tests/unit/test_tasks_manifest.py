@@ -21,7 +21,7 @@ from skyrl_stack.tasks.manifest import (
     standing,
     verified_tasks,
 )
-from skyrl_stack.tasks.task import Task
+from skyrl_stack.tasks.task import Task, TaskError
 from skyrl_stack.verification.checks import why_not
 from skyrl_stack.verification.tampers import TAMPERS, files_to_read, tampered
 from skyrl_stack.verification.verify import verify_tasks
@@ -61,6 +61,13 @@ def test_verify_says_where_it_cannot_write_before_it_fetches_an_image(tmp_path: 
     manifest_of(file).unlink()
     manifest_of(file).mkdir()
     with pytest.raises(SetupError, match=r"t\.manifest\.jsonl: Is a directory; what is found is written beside"):
+        asyncio.run(verify_tasks(file, repeats=1, at_once=1, timeout_s=1, say=print))
+
+
+def test_an_empty_file_is_not_verified(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.touch()
+    with pytest.raises(TaskError, match=r"t\.jsonl: no task in it"):
         asyncio.run(verify_tasks(file, repeats=1, at_once=1, timeout_s=1, say=print))
 
 

@@ -22,8 +22,8 @@ MODEL = "An OpenAI-compatible server, with its /v1; or a checkpoint of a run, or
 @click.option("--n", "repetitions", default=1, show_default=True, type=click.IntRange(min=1), help="Episodes a task.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where; what is there goes on.")
 @click.option("--at-once", default=4, show_default=True, type=click.IntRange(min=1), help="Episodes at a time.")
-@click.option("--temperature", default=0.0, show_default=True)
-@click.option("--max-tokens", default=4096, show_default=True, help="Of one turn.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0))
+@click.option("--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1), help="Of one turn.")
 @click.option("--prices", nargs=2, type=float, help="Dollars for a million tokens, read and written.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the profile.")
 def evaluate(

@@ -10,6 +10,7 @@ WHEEL = "With --from: a pure-Python wheel that its tests need, besides pytest."
 SETTINGS = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A key of the profile's [tasks], as per_project=10."
 )
+POSITIVE = click.FloatRange(min=0, min_open=True)
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -110,7 +111,7 @@ def split(file: Path, holdout: float, by: str, seed: int) -> None:
 @FILE
 @click.option("--repeats", default=2, show_default=True, type=click.IntRange(min=1), help="Grades of the gold patch.")
 @click.option("--at-once", default=2, show_default=True, type=click.IntRange(min=1), help="Tasks at a time.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds that the tests may take.")
+@click.option("--timeout", default=300.0, show_default=True, type=POSITIVE, help="Seconds that the tests may take.")
 def verify(file: Path, repeats: int, at_once: int, timeout: float) -> None:
     """Let each task of FILE prove itself: its fix is resolved, nothing and five ways to cheat are not.
 
@@ -124,4 +125,5 @@ def verify(file: Path, repeats: int, at_once: int, timeout: float) -> None:
     for line in outcome.lines():
         click.echo(line)
     if outcome.undecided:
+        click.echo("run it again: what is undecided is tried again")
         sys.exit(1)

@@ -18,7 +18,7 @@ from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.manifest import Verification, digest_of, manifest_of, read_manifest
-from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.tasks.task import Task, TaskError, read_tasks
 from skyrl_stack.verification.checks import verify_task
 
 Say = Callable[[str], None]
@@ -51,11 +51,13 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     """Verify what is not verified yet; each task's line is written when the task is done. An error ends its task alone.
 
     Raises:
-        TaskError: the file is missing or malformed.
+        TaskError: the file is missing, malformed or empty.
         SetupError: an image or Podman is missing, or the manifest cannot be written.
     """
-    known = read_manifest(file)
     tasks = list(read_tasks(file))
+    if not tasks:
+        raise TaskError(f"{file}: no task in it")
+    known = read_manifest(file)
     outcome = Outcome([known[digest] for task in tasks if (digest := digest_of(task)) in known])
     rest = [task for task in tasks if digest_of(task) not in known]
     if not rest:
