@@ -74,8 +74,8 @@ class Cold:
 
     def __init__(self, podman: PodmanSandboxes, image: str) -> None:
         assert podman._cell
-        assert podman._service
-        self.cell, self.service, self.image = podman._cell, podman._service, image
+        assert podman._api
+        self.cell, self.api, self.image = podman._cell, podman._api, image
         helper = self.cell.helper
         self.first = int(Path(f"/proc/{helper}/task/{helper}/children").read_text().split()[0])
         "Process 1 of the cell."
@@ -95,7 +95,7 @@ class Cold:
         """Seconds of an overlay mount, the OCI runtime's `run` of `true`, and its removal; without Podman."""
         patterns, name = Patterns(self.cell.image_stores), f"bare-{secrets.token_hex(4)}"
         spec = SandboxSpec(image=self.image)
-        description = await self.service.call(lambda client: patterns.describe(client, name, spec))
+        description = await self.api.in_thread(lambda: patterns.describe(self.api, name, spec))
         bundle = self.cell.directory / "scratch" / name
         config = json.loads(json.dumps(description.config))
         config["process"]["args"] = ["/bin/bash", "-c", "true"]

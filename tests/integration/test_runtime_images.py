@@ -1,17 +1,34 @@
 """The image store: built, imported, and pulled from a real registry, which runs in a container of its own."""
 
 import asyncio
+import json
+import os
 import secrets
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from skyrl_stack.errors import SetupError
+from skyrl_stack.errors import SandboxStartFailed, SetupError
+from skyrl_stack.factory.obtain import ensure_images
+from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.images import ImageStore, image_store_path
+from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
+from toys import toy_task
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
+
+STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "{root}/graph"
+runroot = "{root}/run"
+"""
 
 
 def test_a_pulled_image_starts(registry: str, store: Path) -> None:
@@ -36,6 +53,56 @@ def test_what_a_registry_does_not_have_is_an_error(registry: str, store: Path) -
 
     with pytest.raises(SetupError, match=r"cannot pull .*/tests/none:1: .*unknown"):
         asyncio.run(pull())
+
+
+def written(directory: Path) -> dict[Path, tuple[int, int]]:
+    """When, and by whom, each file was written."""
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_uid) for path in directory.rglob("*")}
+
+
+def test_what_was_made_is_brought_to_a_podman_behind_a_socket(
+    store: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command that the error names, as it is typed into a shell; the store stays as it is."""
+    monkeypatch.setenv("SKYRL_CACHE", str(store.with_suffix(".cache")))
+    images, made = [f"localhost/made:{number}" for number in (1, 2)], image_store_path()
+
+    async def make() -> None:
+        async with ImageStore() as node:
+            for image in images:
+                await node.import_rootfs(rootfs, image, changes=("WORKDIR /testbed",))
+
+    async def start(socket: Path) -> None:
+        async with SocketSandboxes(secrets.token_hex(8), socket) as sandboxes:
+            sandbox = await sandboxes.start(SandboxSpec(image=images[1]))
+            assert (await sandbox.run("pwd")).stdout == "/testbed\n"
+            assert await sandboxes.lacking_images([*images, "localhost/none:1"]) == ["localhost/none:1"]
+            with tarfile.open(await sandboxes.save_images(images)) as archive:
+                manifest = archive.extractfile("manifest.json")
+                assert manifest
+                assert sorted(name for image in json.load(manifest) for name in image["RepoTags"]) == images
+
+    directory = make_private_directory(secrets.token_hex(8))
+    try:
+        asyncio.run(make())
+        before = written(made)
+        with Cell(directory) as cell, tempfile.TemporaryDirectory() as root:
+            obtaining = ensure_images([toy_task(image=image) for image in images], print, podman_socket=cell.socket)
+            with pytest.raises(SetupError, match=f"{images[0]}: no registry has it") as failed:
+                asyncio.run(obtaining)
+            with pytest.raises(SandboxStartFailed, match=f"{images[1]}: no registry has it, nor .*; bring"):
+                asyncio.run(start(cell.socket))
+            configuration = Path(root) / "storage.conf"
+            configuration.write_text(STORAGE.format(root=root))
+            command = str(failed.value).split("`")[1]
+            environment = os.environ | {"CONTAINERS_STORAGE_CONF": str(configuration)}
+            subprocess.run(["bash", "-euo", "pipefail", "-c", command], env=environment, check=True)
+            subprocess.run(["umount", f"{root}/graph/overlay"], check=False)  # Podman's own mount of it
+            asyncio.run(start(cell.socket))
+        assert written(made) == before
+    finally:
+        remove_private_directory(directory)
+        remove_private_directory(made.parent)
 
 
 def test_a_build_has_no_network_and_fails_in_one_line(store: Path, rootfs: Path, tmp_path: Path) -> None:

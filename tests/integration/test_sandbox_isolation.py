@@ -95,8 +95,9 @@ async def test_it_is_shut_in_like_a_container_of_podman(
             tiny_image, command=command, environment={"THE": "other"}, network_mode="none", name="other"
         ).start()
 
-    assert sandboxes._service
-    await sandboxes._service.call(start)
+    assert sandboxes._cell
+    with sandboxes._cell.client() as client:
+        await asyncio.to_thread(start, client)
     ours = await asyncio.to_thread(first_process, f"HOSTNAME={sandbox.id}")
     theirs = await asyncio.to_thread(first_process, "THE=other")
     assert status(ours) == status(theirs)

@@ -21,9 +21,9 @@ from skyrl_stack.profile import Profile
 from skyrl_stack.records import Endpoint, Launch, publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.sandbox.api import LABEL, PodmanApi
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
-from skyrl_stack.sandbox.outside.api import LABEL, PodmanApi
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.storage import private_root
 from skyrl_stack.sandbox.sweep import sweep
@@ -46,7 +46,7 @@ FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 50"
 LEAVES_A_CONTAINER = """
 import os, sys
 from pathlib import Path
-from skyrl_stack.sandbox.outside.api import LABEL, PodmanApi
+from skyrl_stack.sandbox.api import LABEL, PodmanApi
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket
 socket, launch, image = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 name_socket(make_private_directory(launch), socket)

@@ -71,8 +71,9 @@ def pull(references: tuple[str, ...]) -> None:
 def prefetch(files: tuple[Path, ...]) -> None:
     """Pull the images of all tasks of the task FILEs."""
     from skyrl_stack.oci.listing import images_of
+    from skyrl_stack.oci.reference import MADE_HERE
 
-    _pull(tuple(image for image in images_of(files) if not image.startswith("localhost/")))
+    _pull(tuple(image for image in images_of(files) if not image.startswith(MADE_HERE)))
 
 
 @images.command()

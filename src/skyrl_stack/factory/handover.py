@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from skyrl_stack.factory.base import Say
-from skyrl_stack.factory.obtain import MADE_HERE, ensure_images
+from skyrl_stack.factory.obtain import ensure_images
+from skyrl_stack.oci.reference import MADE_HERE
 from skyrl_stack.presence import INTERVAL_S, Watch
 from skyrl_stack.records import Endpoint, Incarnation
 from skyrl_stack.run_directory import RunDirectory

@@ -10,17 +10,14 @@ from pathlib import Path
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.base import Say
 from skyrl_stack.oci.pull import pull
-from skyrl_stack.oci.reference import Reference
+from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
+from skyrl_stack.sandbox.api import PodmanApi
 from skyrl_stack.sandbox.images import ImageStore
-from skyrl_stack.sandbox.outside.api import PodmanApi
-from skyrl_stack.sandbox.outside.images import SocketImages
+from skyrl_stack.sandbox.outside.images import SocketImages, how_to_bring
 from skyrl_stack.sandbox.storage import site_images
 from skyrl_stack.tasks.task import Task
-
-MADE_HERE = "localhost/"
-"What the names of images begin with that no registry has."
 
 
 async def ensure_images(
@@ -37,6 +34,8 @@ async def ensure_images(
         with PodmanApi(podman_socket) as api:
             elsewhere = SocketImages(api)
             lacking = await elsewhere.lacking(images)
+            if made := [image for image in lacking if image.startswith(MADE_HERE)]:
+                raise SetupError(f"{made[0]}: {how_to_bring(made, podman_socket)}")
             await _fetch(lacking, say, pulling=pulling)
             for image in lacking:
                 await elsewhere.obtain(image)

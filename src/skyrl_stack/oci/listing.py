@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.oci.reference import Reference
+from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.store import SiteStore, StoredImage
 
 _DAY_S = 86_400.0
@@ -47,6 +47,6 @@ def images_of(files: Iterable[Path]) -> list[str]:
 
 def unused(store: SiteStore, *, days: float, keep: Iterable[str]) -> list[StoredImage]:
     """Images that no node has loaded for so long, and that are not to be kept."""
-    kept = {str(Reference.parse(image)) for image in keep if not image.startswith("localhost/")}
+    kept = {str(Reference.parse(image)) for image in keep if not image.startswith(MADE_HERE)}
     since = time.time() - days * _DAY_S
     return [image for image in store.images() if image.used_at < since and str(image.reference) not in kept]

@@ -7,6 +7,8 @@ from urllib.parse import quote, unquote
 
 from skyrl_stack.errors import SetupError
 
+MADE_HERE = "localhost/"
+"What the names of images begin with that no registry has."
 _REFERENCE = re.compile(
     r"(?P<registry>[A-Za-z0-9.-]+(:\d+)?)/(?P<repository>[a-z0-9]+([._/-]+[a-z0-9]+)*)"
     r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from podman import PodmanClient
-
+from skyrl_stack.sandbox.api import PodmanApi
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman_config import find_program
 
@@ -98,32 +97,31 @@ class Patterns:
         self._patterns: dict[tuple[str, str], _Pattern] = {}
         self._making = threading.Lock()
 
-    def describe(self, client: PodmanClient, identifier: str, spec: SandboxSpec) -> Description:
+    def describe(self, api: PodmanApi, identifier: str, spec: SandboxSpec) -> Description:
         """What a sandbox of the name `identifier` is made of.
 
         Raises:
-            APIError: Podman does not have the image.
+            Refused: Podman does not have the image.
+            OSError: Podman is gone.
         """
-        image = self._image(client, spec.image)
+        image = self._image(api, spec.image)
         # A user's name means what the image says; root is the same everywhere.
         kind = (spec.network, "" if image.user in _ROOTS else spec.image)
         with self._making:
             if kind not in self._patterns:
-                self._patterns[kind] = _pattern(client, spec)
+                self._patterns[kind] = _pattern(api, spec)
         return self._patterns[kind].describe(identifier, image, spec)
 
-    def _image(self, client: PodmanClient, reference: str) -> _Image:
+    def _image(self, api: PodmanApi, reference: str) -> _Image:
         written = [index.stat().st_mtime_ns for index in self._indices if index.exists()]
         known = self._images.get(reference)
         if known is None or known[0] != written:
-            known = self._images[reference] = (written, _inspect(client, reference))
+            known = self._images[reference] = (written, _inspect(api, reference))
         return known[1]
 
 
-def _inspect(client: PodmanClient, reference: str) -> _Image:
-    answer = client.api.get(f"/images/{reference}/json")
-    answer.raise_for_status()
-    found = answer.json()
+def _inspect(api: PodmanApi, reference: str) -> _Image:
+    found = api.call("GET", f"/images/{reference}/json")
     config, data = found["Config"], found["GraphDriver"]["Data"]
     below = data.get("LowerDir", "")
     return _Image(
@@ -134,25 +132,25 @@ def _inspect(client: PodmanClient, reference: str) -> _Image:
     )
 
 
-def _pattern(client: PodmanClient, spec: SandboxSpec) -> _Pattern:
+def _pattern(api: PodmanApi, spec: SandboxSpec) -> _Pattern:
     """Have Podman prepare a container, read what it would tell the runtime, and remove it."""
     name = f"pattern-{secrets.token_hex(6)}"
-    client.containers.create(
-        spec.image,
-        name=name,
-        hostname=name,
-        command=[_INIT, "-P"],
-        entrypoint=[],
-        mounts=[{"type": "bind", "source": find_program("catatonit"), "target": _INIT, "read_only": True}],
-        network_mode=spec.network,
-    )
+    init = {"type": "bind", "source": find_program("catatonit"), "destination": _INIT, "options": ["ro"]}
+    request = {
+        "image": spec.image,
+        "name": name,
+        "hostname": name,
+        "command": [_INIT, "-P"],
+        "entrypoint": [],
+        "mounts": [init],
+        "netns": {"nsmode": spec.network},
+    }
+    api.call("POST", "/containers/create", request)
     try:
-        client.api.post(f"/containers/{name}/init").raise_for_status()
-        answer = client.api.get(f"/containers/{name}/json")
-        answer.raise_for_status()
-        return _read_pattern(Path(answer.json()["OCIConfigPath"]), name)
+        api.call("POST", f"/containers/{name}/init")
+        return _read_pattern(Path(api.call("GET", f"/containers/{name}/json")["OCIConfigPath"]), name)
     finally:
-        client.api.delete(f"/containers/{name}", params={"force": True, "timeout": 0, "v": True})
+        api.remove(name)
 
 
 def _read_pattern(file: Path, name: str) -> _Pattern:

@@ -12,11 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from podman import PodmanClient
-from podman.errors import APIError
-
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.runtime_section import Isolation
+from skyrl_stack.sandbox.api import PodmanApi, Refused
+from skyrl_stack.sandbox.api_images import ApiImages
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
@@ -24,13 +23,10 @@ from skyrl_stack.sandbox.engine import Engine, Sizes
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import Description, Patterns
-from skyrl_stack.sandbox.service import PodmanService
 from skyrl_stack.sandbox.shell import KILLED, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 
 LOG = logging.getLogger(__name__)
-_SAVE_TIMEOUT_S = 1800.0
-_PIECE = 1 << 20
 
 
 class PodmanSandbox:
@@ -184,7 +180,7 @@ class PodmanSandboxes:
         self._rung: Rung | None = None
         self._directory: Path | None = None
         self._cell: Cell | None = None
-        self._service: PodmanService | None = None
+        self._api: PodmanApi | None = None
         self._containers: Containers | None = None
         self._limits: Limits | None = None
         self._patterns = Patterns(self.image_stores)
@@ -236,14 +232,15 @@ class PodmanSandboxes:
 
     async def start(self, spec: SandboxSpec) -> PodmanSandbox:
         """See `SandboxProvider.start`."""
-        if self._service is None or self._containers is None or self._limits is None:
+        api = self._api
+        if api is None or self._containers is None or self._limits is None:
             raise SandboxStartFailed("the provider is closed")
         if self._rung and not self._rung.has_networks:
             spec = spec.model_copy(update={"network": "host"})
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
-            description = await self._service.call(lambda client: self._patterns.describe(client, name, spec))
-        except APIError as error:
+            description = await api.in_thread(lambda: self._patterns.describe(api, name, spec))
+        except Refused as error:
             raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
             self._containers,
@@ -256,35 +253,16 @@ class PodmanSandboxes:
         return await opened(sandbox, spec, self._starting)
 
     async def save_images(self, references: Sequence[str]) -> Path:
-        """An archive of images, for a node that lacks them, with what layers they share once. The caller removes it.
-
-        Raises:
-            SandboxStartFailed: Podman refused; an image may be missing.
-            SandboxLost: Podman itself is gone.
-        """
-        if self._service is None or self._directory is None:
+        """See `ApiImages.save`."""
+        if self._api is None or self._directory is None:
             raise SandboxLost("the provider is closed")
-        archive = self._directory / f"images-{secrets.token_hex(4)}.tar"
-        try:
-            await self._service.call(lambda client: _save(client, references, archive))
-        except BaseException as error:
-            archive.unlink(missing_ok=True)
-            if not isinstance(error, APIError):
-                raise
-            raise SandboxStartFailed(f"cannot save images: {' '.join(str(error.explanation).split())}") from error
-        return archive
+        return await ApiImages(self._api).save(references, self._directory)
 
     async def lacking_images(self, references: Sequence[str]) -> list[str]:
-        """Those of `references` that no sandbox could be started from.
-
-        Raises:
-            SandboxLost: Podman is gone.
-        """
-        if self._service is None:
+        """See `ApiImages.lacking`."""
+        if self._api is None:
             raise SandboxLost("the provider is closed")
-        return await self._service.call(
-            lambda client: [reference for reference in references if not client.images.exists(reference)]
-        )
+        return await ApiImages(self._api).lacking(references)
 
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""
@@ -300,16 +278,16 @@ class PodmanSandboxes:
         except BaseException:
             self._close()
             raise
-        self._service = PodmanService(self._cell)
+        self._api = PodmanApi(self._cell.socket)
         return self._cell.helper
 
     def _close(self) -> None:
-        service, self._service = self._service, None
+        api, self._api = self._api, None
         containers, self._containers = self._containers, None
         cell, self._cell = self._cell, None
         directory, self._directory = self._directory, None
-        if service:
-            service.close()
+        if api:
+            api.close()
         if containers:
             containers.close()
         if cell:
@@ -337,23 +315,10 @@ async def opened(sandbox: PodmanSandbox, spec: SandboxSpec, starting: asyncio.Se
 
 def start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
     """What to raise for `error`: the image, and why, on one line."""
-    reason = getattr(error, "explanation", None) or error
-    return SandboxStartFailed(f"{spec.image}: {' '.join(str(reason).split())}")
+    return SandboxStartFailed(f"{spec.image}: {' '.join(str(error).split())}")
 
 
 def _absolute(path: str) -> str:
     if not path.startswith("/") or "\0" in path or path.endswith("/"):
         raise ValueError(f"{path!r}: not the absolute path of a file")
     return path
-
-
-def _save(client: PodmanClient, references: Sequence[str], archive: Path) -> None:
-    parameters = {"references": list(references), "format": "docker-archive"}
-    answer = client.api.get("/images/export", params=parameters, stream=True, timeout=_SAVE_TIMEOUT_S)
-    try:
-        answer.raise_for_status()
-        with archive.open("wb") as file:
-            for chunk in answer.iter_content(_PIECE):
-                file.write(chunk)
-    finally:
-        answer.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
-from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
+from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.storage import PREFIX, named_socket, private_root, read_owner, remove_private_directory
 
 _DEATH_TIMEOUT_S = 5.0

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from skyrl_stack.errors import SandboxLost
+from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.containers import Exec
 from skyrl_stack.sandbox.contract import Excess, FileMissing, SandboxSpec
 from skyrl_stack.sandbox.oci import Description
-from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
 from skyrl_stack.sandbox.outside.files import SocketFiles
 from skyrl_stack.sandbox.outside.lifeline import Lifeline
 

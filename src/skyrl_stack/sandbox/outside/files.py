@@ -15,8 +15,8 @@ from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
+from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.contract import FileMissing
-from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
 
 _NOT_REGULAR = "not a regular file"
 _STAT = "X-Docker-Container-Path-Stat"

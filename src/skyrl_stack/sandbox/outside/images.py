@@ -1,89 +1,47 @@
 """Images of a Podman behind a socket: its own, and those of the site's store."""
 
 import json
-import secrets
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
-from skyrl_stack.errors import SandboxStartFailed, SetupError
-from skyrl_stack.oci.reference import Reference
+from skyrl_stack.errors import SetupError
+from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
-from skyrl_stack.sandbox.outside.api import PodmanApi, Refused
+from skyrl_stack.sandbox.api_images import ApiImages
+from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.storage import site_images
 
-_PIECE = 1 << 20
+
+def how_to_bring(references: Sequence[str], socket: Path) -> str:
+    """What to say of images that were made, and that the Podman behind `socket` lacks: the command that brings them.
+
+    It reads the image store as Podman reads additional ones, so it changes nothing in it.
+    """
+    save = f"podman --storage-opt overlay.imagestore={image_store_path()} save -m {' '.join(references)}"
+    where = f"no registry has it, nor the Podman behind {socket}"
+    return f"{where}; bring what was made by `{save} | podman --url unix://{socket} load`"
 
 
-@dataclass(frozen=True)
-class SocketImage:
-    """An image that Podman has."""
-
-    workdir: str
-
-
-class SocketImages:
+class SocketImages(ApiImages):
     """The images that sandboxes can be started from."""
 
-    def __init__(self, api: PodmanApi) -> None:
-        self._api = api
-
-    async def obtain(self, reference: str) -> SocketImage:
-        """The image, which Podman takes from the site's store where it lacks it.
+    async def obtain(self, reference: str) -> str:
+        """Have an image, which Podman takes from the site's store where it lacks it; returns its directory.
 
         Raises:
             SetupError: neither has it.
             Refused: Podman cannot take it.
             SandboxLost: Podman is gone.
         """
-        return await self._api.in_thread(lambda: self._inspect(reference) or self._fetch(reference))
+        image = await self._api.in_thread(lambda: self._inspect(reference) or self._fetch(reference))
+        return image["Config"].get("WorkingDir") or "/"
 
-    async def lacking(self, references: Sequence[str]) -> list[str]:
-        """Those of `references` that Podman does not have.
-
-        Raises:
-            SandboxLost: Podman is gone.
-        """
-        found = await self._api.in_thread(lambda: [self._inspect(reference) for reference in references])
-        return [reference for reference, image in zip(references, found, strict=True) if image is None]
-
-    async def save(self, references: Sequence[str], directory: Path) -> Path:
-        """An archive of images, in `directory`.
-
-        Raises:
-            SandboxStartFailed: Podman refused; an image may be missing.
-            SandboxLost: Podman is gone.
-        """
-        archive = directory / f"images-{secrets.token_hex(4)}.tar"
-
-        def save() -> Path:
-            query = {"references": ",".join(references), "format": "docker-archive"}
-            with self._api.stream("GET", "/images/export", **query) as answer, archive.open("wb") as file:
-                shutil.copyfileobj(answer, file, _PIECE)
-            return archive
-
-        try:
-            return await self._api.in_thread(save)
-        except BaseException as error:
-            archive.unlink(missing_ok=True)
-            if not isinstance(error, Refused):
-                raise
-            raise SandboxStartFailed(f"cannot save images: {error}") from error
-
-    def _inspect(self, reference: str) -> SocketImage | None:
-        try:
-            found = self._api.call("GET", f"/images/{reference}/json")
-        except Refused as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            return None
-        return SocketImage(found["Config"].get("WorkingDir") or "/")
-
-    def _fetch(self, reference: str) -> SocketImage:
+    def _fetch(self, reference: str) -> Any:
         """Have Podman pull the image from the site's store: of its layers those that it lacks."""
+        if reference.startswith(MADE_HERE):
+            raise SetupError(how_to_bring([reference], self._api.path))
         site, wanted = SiteStore(site_images()), Reference.parse(reference)
         if site.find(wanted) is None:
             raise SetupError(f"neither the Podman behind {self._api.path} nor {site.path} has it")

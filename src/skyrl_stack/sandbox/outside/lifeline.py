@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Literal, cast
 
 from skyrl_stack.errors import SandboxLost
-from skyrl_stack.sandbox.outside.api import Frames
+from skyrl_stack.sandbox.api import Frames
 
 _INIT = (files(__package__) / "init.bash").read_text()
 

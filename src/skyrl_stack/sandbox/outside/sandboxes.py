@@ -17,11 +17,11 @@ from typing import Any, Self
 
 from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
+from skyrl_stack.sandbox.api import LABEL, PodmanApi, Refused
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.isolation import Rung
 from skyrl_stack.sandbox.limits import of_shell
 from skyrl_stack.sandbox.oci import Description
-from skyrl_stack.sandbox.outside.api import LABEL, PodmanApi, Refused
 from skyrl_stack.sandbox.outside.containers import SocketContainers, attached
 from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.outside.lifeline import Size, process_1
@@ -150,13 +150,13 @@ class SocketSandboxes:
             raise SandboxStartFailed("the provider is closed")
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
-            image = await self._images.obtain(spec.image)
+            workdir = await self._images.obtain(spec.image)
         except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
             self._containers,
             name,
-            _Asked([], self._request(name, spec), {}, spec.workdir or image.workdir),
+            _Asked([], self._request(name, spec), {}, spec.workdir or workdir),
             limits=self._containers,
             preamble=of_shell(spec.model_copy(update={"pids": None})),  # counted by user: of all sandboxes at once
             output_limit=self.output_limit,

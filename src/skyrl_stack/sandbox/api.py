@@ -8,7 +8,7 @@ import asyncio
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,14 +126,20 @@ class PodmanApi:
 
     @contextmanager
     def stream(
-        self, method: str, path: str, body: object = None, /, **parameters: str
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        timeout_s: float = _TIMEOUT_S,
+        /,
+        **parameters: str | Sequence[str],
     ) -> Iterator[http.client.HTTPResponse]:
-        """`call`, with the answer yet to be read."""
+        """`call`, with the answer yet to be read. Podman may think for `timeout_s` before each part of it."""
         is_archive = hasattr(body, "read")
         data: Any = body if is_archive or body is None else json.dumps(body)
         kind = "application/x-tar" if is_archive else "application/json"
         connection = http.client.HTTPConnection("podman")
-        connection.sock = self._connect(_TIMEOUT_S)
+        connection.sock = self._connect(timeout_s)
         try:
             connection.request(method, _target(path, parameters), body=data, headers={"Content-Type": kind})
             answer = connection.getresponse()
@@ -201,5 +207,5 @@ class PodmanApi:
         return connection
 
 
-def _target(path: str, parameters: dict[str, str]) -> str:
-    return f"{_ROOT}{path}?{urlencode(parameters)}" if parameters else f"{_ROOT}{path}"
+def _target(path: str, parameters: Mapping[str, str | Sequence[str]]) -> str:
+    return f"{_ROOT}{path}?{urlencode(parameters, doseq=True)}" if parameters else f"{_ROOT}{path}"
