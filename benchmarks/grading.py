@@ -3,9 +3,9 @@
     python benchmarks/grading.py TASKS.jsonl [--at-once 2] [--swebench 16]
 
 Every process that a stage starts counts, those of Podman and of the sandbox too: each of the processes that grade at
-once does so in a cell of its own, one grade after the other, so the CPU time of a stage is what that process and all
-that came of it used meanwhile. `--swebench` lets swebench's own harness do the same work for so many of the tasks, in
-turns with this stack, over the cell's socket, which speaks Docker's API.
+once does so in a cell and a control group of its own, one grade after the other, so the CPU time of a stage is what the
+group used meanwhile. Making a control group takes root. `--swebench` lets swebench's own harness do the same work for
+so many of the tasks, in turns with this stack, over the cell's socket, which speaks Docker's API.
 """
 
 import argparse
@@ -45,19 +45,22 @@ OWN = ("sandbox", "apply", "parse", "remove")
 HARNESSES = ("this stack", "swebench")
 NOTHING = diff_of("NOTES.md", None, "no idea\n")
 "A patch that fixes nothing."
-TICKS = os.sysconf("SC_CLK_TCK")
+CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+"Where version 2 of them may be mounted: alone, or beside version 1."
 TIMEOUT_S = 300.0
+
+Work = Callable[[list[Task], Path], Coroutine[None, None, "Meter"]]
 
 
 class Meter:
-    """Core-seconds and wall seconds by stage, over all grades of this process, without what metering takes."""
+    """Core-seconds and wall seconds by stage, over all grades of this process."""
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], group: Path) -> None:
         self.cores = dict.fromkeys(stages, 0.0)
         self.wall = dict.fromkeys(stages, 0.0)
         self.grades = 0
         self.right = 0
-        self._looking = 0.0
+        self._group = group
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
@@ -67,11 +70,8 @@ class Meter:
         self.cores[stage] += self._used() - cores
 
     def _used(self) -> float:
-        own = time.process_time() - self._looking
-        looked = time.thread_time()
-        others = used_by_descendants()
-        self._looking += time.thread_time() - looked
-        return own + others
+        lines = (self._group / "cpu.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
 
     def add(self, other: "Meter") -> None:
         for stage in self.cores:
@@ -81,30 +81,24 @@ class Meter:
         self.right += other.right
 
 
-def used_by_descendants() -> float:
-    """Core-seconds of all that this process has started, those that have ended and were waited for too."""
-    children: dict[int, list[int]] = {}
-    times: dict[int, float] = {}
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            try:
-                fields = (directory / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            pid = int(directory.name)
-            children.setdefault(int(fields[1]), []).append(pid)
-            times[pid] = sum(int(ticks) for ticks in fields[11:15]) / TICKS
-    _, _, *waited_for = os.times()[:4]
-    total, todo = sum(waited_for), children.get(os.getpid(), [])
-    while todo:
-        pid = todo.pop()
-        total += times.get(pid, 0.0)
-        todo += children.get(pid, [])
-    return total
+@contextmanager
+def own_group() -> Iterator[Path]:
+    """A control group for this process and all that it starts: what is counted by process is too coarse for a stage."""
+    mount = next(path for path in CGROUPS if (path / "cgroup.procs").exists())
+    (inside,) = (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    before = mount / inside.lstrip("/")
+    group = before / f"skyrl-grading-{os.getpid()}"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield group
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
 
 
-async def grade_all(tasks: list[Task]) -> Meter:
-    meter, limits = Meter(STAGES), RuntimeSection()
+async def grade_all(tasks: list[Task], group: Path) -> Meter:
+    meter, limits = Meter(STAGES, group), RuntimeSection()
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as sandboxes:
         await grade(tasks[0], tasks[0].patch, sandboxes, timeout_s=TIMEOUT_S)  # first times do not count
         for task in tasks:
@@ -137,9 +131,9 @@ async def control(task: Task, script: str, sandboxes: PodmanSandboxes) -> bool:
     return passed_although_broken(task, run.log) != []
 
 
-async def side_by_side(tasks: list[Task]) -> Meter:
+async def side_by_side(tasks: list[Task], group: Path) -> Meter:
     """Grade each task's fix and a patch that fixes nothing, by both in turns."""
-    meter = Meter(HARNESSES)
+    meter = Meter(HARNESSES, group)
     async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as sandboxes:
         assert sandboxes._cell
         with swebench_harness(sandboxes._cell.socket) as theirs:
@@ -154,12 +148,13 @@ async def side_by_side(tasks: list[Task]) -> Meter:
     return meter
 
 
-def grades_of(work: Callable[[list[Task]], Coroutine[None, None, Meter]], tasks: list[Task]) -> Meter:
+def grades_of(work: Work, tasks: list[Task]) -> Meter:
     """What a process of its own does."""
-    return asyncio.run(work(tasks))
+    with own_group() as group:
+        return asyncio.run(work(tasks, group))
 
 
-def measured(work: Callable[[list[Task]], Coroutine[None, None, Meter]], tasks: list[Task], at_once: int) -> Meter:
+def measured(work: Work, tasks: list[Task], at_once: int) -> Meter:
     """`work` for all tasks, shared among `at_once` processes."""
     shares = [share for number in range(at_once) if (share := tasks[number::at_once])]
     with ProcessPoolExecutor(len(shares), mp_context=get_context("spawn")) as pool:

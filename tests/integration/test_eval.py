@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from skyrl_stack.agent.calls import render_call
+from skyrl_stack.cli import main
 from skyrl_stack.evaluation import endpoint as endpoint_module
 from skyrl_stack.evaluation.endpoint import ATTEMPTS, Endpoint
 from skyrl_stack.evaluation.profile import evaluation_profile
@@ -107,7 +109,7 @@ OUTCOMES = {"Finished": 4, "PlainText": 1, "StepLimit": 1, "TimedOut": 1, "Conte
 
 @pytest.fixture
 def script(inflection_tasks: list[Task]) -> Iterator[Script]:
-    server = Script(inflection_tasks[0], [*BEHAVIOURS, "solves"])
+    server = Script(inflection_tasks[0], [*BEHAVIOURS, "is down", "solves"])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.stopping.set()
@@ -146,10 +148,14 @@ def test_every_ending_is_counted_and_what_was_lost_is_played_again(
 
 def goes_on_with_what_was_lost(script: Script, file: Path, out: Path, task: Task) -> None:
     """By the command this time; only the lost episode is played, and patches are written as SWE-bench takes them."""
-    argv = [str(Path(sys.executable).with_name("skyrl-stack")), "eval", "--tasks", str(file), "--model", script.url]
+    argv = ["eval", "--tasks", str(file), "--model", script.url]
     argv += ["--name", "scripted", "--n", str(len(BEHAVIOURS)), "--out", str(out), "--at-once", "1"]
     argv += [part for limit in LIMITS for part in ("--set", limit)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    lost = CliRunner().invoke(main, argv)
+    assert lost.exit_code == 1
+    assert lost.output.endswith("run it again: what was lost is played again\n")
+    command = str(Path(sys.executable).with_name("skyrl-stack"))
+    done = subprocess.run([command, *argv], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 of 9 episodes to play" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
@@ -179,3 +185,5 @@ def test_an_evaluation_of_other_tasks_and_a_model_that_is_no_url_are_refused(
     assert "an evaluation of default is there" in refused("http://127.0.0.1:9/v1", "--name", "another")
     write_tasks(file, inflection_tasks)
     assert "an evaluation of other tasks is there" in refused("http://127.0.0.1:9/v1")
+    file.write_text("")
+    assert f"{file}: no task in it" in refused("http://127.0.0.1:9/v1")

@@ -1,5 +1,6 @@
 """The `skyrl-stack eval` command: parse, call, print, as the others do."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def evaluate(
     """Play the episodes of training, and grade them, with any model: no trainer is needed.
 
     The key of a server is taken from OPENAI_API_KEY. A directory is served by vLLM where there is a GPU; a checkpoint
-    of a run plays by the limits of its run.
+    of a run plays by the limits of its run. The exit code is 1 where an episode was lost: a second call plays it.
     """
     import asyncio
 
@@ -60,7 +61,10 @@ def evaluate(
         with _endpoint(model, directory, name, evaluation.directory, profile, options) as endpoint:
             asyncio.run(evaluation.run(endpoint, profile, repetitions=repetitions, at_once=at_once, say=click.echo))
     finally:
-        conclude(evaluation, prices=prices)
+        summary = conclude(evaluation, prices=prices)
+    if summary and summary.lost:
+        click.echo("run it again: what was lost is played again")
+        sys.exit(1)
 
 
 def _directory(model: str) -> Path | None:

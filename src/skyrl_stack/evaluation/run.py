@@ -27,7 +27,7 @@ from skyrl_stack.records import publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxProvider
 from skyrl_stack.sandbox.providers import sandboxes_of
-from skyrl_stack.tasks.task import Task, read_tasks
+from skyrl_stack.tasks.task import Task, TaskError, read_tasks
 
 Say = Callable[[str], None]
 LOST_IN_A_ROW = 8
@@ -71,10 +71,12 @@ class Evaluation:
 
         Raises:
             ProfileError: the one that is there is of other tasks or of another model.
-            TaskError: the task file is missing or malformed.
+            TaskError: the task file is missing, malformed or empty.
         """
         directory = RunDirectory(path)
         given = "".join(f"{task.model_dump_json()}\n" for task in read_tasks(tasks_file))
+        if not given:
+            raise TaskError(f"{tasks_file}: no task in it")
         if directory.tasks_file.is_file() and directory.tasks_file.read_text() != given:
             raise ProfileError(f"{path}: an evaluation of other tasks is there; name another --out")
         subject_file = path / "subject.json"
