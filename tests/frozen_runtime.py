@@ -60,10 +60,14 @@ def frozen_runtime(site: Site, rootfs: Path, image: str, *, output_limit: int) -
     launch = site.popen(site.work / "venv/bin/skyrl-stack", "launch", "frozen.toml", "--runtime-only", hidden=podmans)
     try:
         assert launch.stdout
-        while not (line := launch.stdout.readline()).startswith("another launch uses it by"):
-            assert line, launch.wait()
+        said = line = launch.stdout.readline()
+        while line and "another launch uses it by" not in line:
+            line = launch.stdout.readline()
+            said += line
+        assert line, said
         endpoint = RunDirectory.latest(site.checkout / ".skyrl_jobs").endpoint("runtime")
         assert endpoint
+        assert site.processes("skyrl_stack.runtime") and site.processes("squashfuse")
         yield endpoint
     finally:
         launch.send_signal(signal.SIGINT)

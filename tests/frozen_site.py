@@ -20,7 +20,6 @@ from skyrl_stack.sif.lock import LOCK
 
 ROOT = Path(__file__).parents[1]
 BUILDER = "skyrl-builder"
-_PREFIX = "sif-"
 SUB_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
 _HIDE = 'while [ "$1" != -- ]; do mount --bind /dev/null "$1"; shift; done; shift; exec "$@"'
 
@@ -106,18 +105,18 @@ class Site:
     def processes(self, *words: str) -> set[str]:
         """Living processes of the user whose command line has one of `words`, by process id and command line.
 
-        But those of other directories of the kind: another file of tests may run beside this one.
+        Of those that came from here: another file of tests may run beside this one.
         """
         name = self.user or pwd.getpwuid(os.geteuid()).pw_name
         columns = ["-o", "pid,stat,args", "-u", name]
         listed = subprocess.run(["ps", "--no-headers", *columns], capture_output=True, text=True, check=False).stdout
         living = [line.split(maxsplit=2) for line in listed.splitlines() if line.split()[1][0] != "Z"]
-        others = [path for path in self.work.parent.glob(f"{_PREFIX}*") if path != self.work]
-        return {
-            f"{pid} {args}"
-            for pid, _, args in living
-            if any(word in args for word in words) and not any(_is_of(Process(int(pid)), other) for other in others)
-        }
+        found = [(pid, args) for pid, _, args in living if any(word in args for word in words)]
+        return {f"{pid} {args}" for pid, args in found if self._came_from_here(Process(int(pid)))}
+
+    def _came_from_here(self, process: Process) -> bool:
+        """Whether it was started with a variable that names one of our directories, or has a file open there."""
+        return str(self.work) in " ".join(process.environment.values()) or process.has_open_below(self.work)
 
     def _environment(self) -> dict[str, str]:
         kept = ("PATH", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "RAY_worker_niceness")
@@ -137,7 +136,7 @@ def ordinary_user() -> Iterator[Site]:
     if shutil.which("apptainer") is None:
         cannot_run("no Apptainer here: scripts/setup-apptainer")
     user = BUILDER if os.geteuid() == 0 else None
-    work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/var/tmp"))
+    work = Path(tempfile.mkdtemp(prefix="sif-", dir="/var/tmp"))
     try:
         for name in ("checkout", "home", "tmp", "cache", "apptainer"):
             (work / name).mkdir()
@@ -159,11 +158,6 @@ def _copy(source: Path, destination: Path) -> None:
     shutil.copytree(source / "images", destination / "images")
     (destination / LOCK).parent.mkdir(exist_ok=True)
     shutil.copy(source / LOCK, destination / LOCK)
-
-
-def _is_of(process: Process, work: Path) -> bool:
-    """Whether a process was started with a variable that names a directory, or has a file open there."""
-    return str(work) in " ".join(process.environment.values()) or process.has_open_below(work)
 
 
 def _kill_what_shows_an_image(work: Path) -> None:
