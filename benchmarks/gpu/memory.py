@@ -53,7 +53,7 @@ def main() -> None:
         os.environ |= options.environment(profile, directory, token_file=token, run_id="none", users=os.environ)
         _train(directory, profile, private, contexts)
     for context, (_, metrics) in zip(contexts, sorted(read_metrics(directory).items()), strict=False):
-        allocated, reserved = (metrics[f"perf/max_memory_{kind}_gb"] for kind in ("allocated", "reserved"))
+        allocated, reserved = (metrics[f"actor/perf/max_memory_{kind}_gb"] for kind in ("allocated", "reserved"))
         print(f"memory: {model.name}, context {context}: {allocated:.2f} GB, reserved {reserved:.2f} GB", flush=True)
 
 

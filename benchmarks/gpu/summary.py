@@ -24,8 +24,8 @@ METRICS = {
     "the same, largest": "training/rollout_probs_diff_max",
     "their correlation": "training/rollout_actor_probs_pearson_corr",
     "gradient norm": "actor/grad_norm",
-    "peak memory of the trainer's tensors, GB": "perf/max_memory_allocated_gb",
-    "memory that the trainer reserved, GB": "perf/max_memory_reserved_gb",
+    "peak memory of the trainer's tensors, GB": "actor/perf/max_memory_allocated_gb",
+    "memory that the trainer reserved, GB": "actor/perf/max_memory_reserved_gb",
     "model FLOP/s utilisation of the update": "perf/mfu/actor",
 }
 

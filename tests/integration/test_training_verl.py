@@ -150,7 +150,12 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
 
 def test_episodes_go_on_over_an_update_where_the_profile_lets_them(tmp_path: Path, model: Path) -> None:
     lose = [[1, ANY, 3], [ANY, 0, ANY]]
-    directory = make_run(tmp_path, model, lose=lose, steps=3, save_every=2, mode="colocate_async")
+    # As on a GPU: rows that hold several sequences.
+    rows = {
+        "actor_rollout_ref.model.use_remove_padding": True,
+        "actor_rollout_ref.model.override_config.attn_implementation": "packed",
+    }
+    directory = make_run(tmp_path, model, lose=lose, steps=3, save_every=2, mode="colocate_async", verl=rows)
     assert start(directory).wait(600) == 0, log_of(directory)[-3000:]
     assert_nothing_left(directory)
 

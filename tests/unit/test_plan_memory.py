@@ -97,7 +97,7 @@ def test_the_cache_is_what_vllms_share_leaves() -> None:
 
 def test_options_are_those_of_the_launch_and_the_profile_wins() -> None:
     options = options_of(load_profile(PROFILES / "dev.toml", ["model.context_tokens=4096"]))
-    assert (options.gpus, options.micro_tokens, options.utilization, options.tensor_parallel) == (1, 4096, 0.5, 1)
+    assert (options.gpus, options.micro_tokens, options.utilization, options.tensor_parallel) == (1, 16_384, 0.5, 1)
     verl_options = [
         "actor.use_dynamic_bsz=true",
         "actor.ppo_max_token_len_per_gpu=20000",

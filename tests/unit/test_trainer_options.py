@@ -35,7 +35,7 @@ def test_the_cpu_plays_no_part_on_a_gpu(directory: RunDirectory, tmp_path: Path)
     told = options.verl_options(profile, directory, ray_dir=tmp_path)
     assert told["actor_rollout_ref.rollout.name"] == "vllm"
     assert "trainer.device" not in told
-    assert told["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"] == profile.model.context_tokens
+    assert told["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"] == 16_384
     assert "VERL_PLATFORM" not in options.environment(profile, directory, token_file=tmp_path, run_id="r", users={})
 
 

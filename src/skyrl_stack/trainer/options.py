@@ -23,6 +23,8 @@ _OBJECT_STORE_BYTES = 512 << 20
 _CPUS, _CPUS_PER_RANK = 12, 4
 "Logical ones, for Ray to count: verl's actors sleep most of the time, and too few would let them wait for ever."
 _MICRO_BATCH = 4
+_ROW_TOKENS = 16_384
+"With fewer, an H100 waits for Python: 4,096 at a time take twice as long."
 
 
 def verl_options(profile: Profile, directory: RunDirectory, *, ray_dir: Path, address: str | None = None) -> Options:
@@ -74,12 +76,12 @@ def environment(
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would end the process before our clean-up
         "TOKENIZERS_PARALLELISM": "false",
         "VERL_FILE_LOGGER_PATH": str(directory.metrics_file),
-        "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.rendezvous",
+        "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.rendezvous,skyrl_stack.trainer.packed",
         "DIST_INIT_METHOD": "skyrl://",  # rendezvous.py, which cannot be imported before this is set
     }
     if profile.trainer.device == "cpu":
         ours |= {
-            "VERL_USE_EXTERNAL_MODULES": "skyrl_stack.trainer.rendezvous,skyrl_stack.trainer.cpu.plugin",
+            "VERL_USE_EXTERNAL_MODULES": f"{ours['VERL_USE_EXTERNAL_MODULES']},skyrl_stack.trainer.cpu.plugin",
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl's FSDP engine is registered
             "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
@@ -126,8 +128,6 @@ def _algorithm(profile: Profile) -> Options:
         f"{actor}.use_kl_loss": False,
         f"{actor}.strategy": "fsdp2",
         f"{actor}.data_loader_seed": profile.trainer.seed,
-        # Flash attention has no wheel for the torch that verl pins.
-        "actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
     }
 
 
@@ -189,20 +189,20 @@ def _ray(profile: Profile, ray_dir: Path, address: str | None) -> Options:
 
 
 def _cuda(profile: Profile) -> Options:
-    """Sequences packed into rows of at most one context: no padding, and the same peak of memory at any mixture.
+    """Sequences packed into long rows: no padding, and the same peak of memory at any mixture (see `packed.py`).
 
-    PyTorch's own attention keeps packed sequences apart, for transformers sees where positions start again. The
-    logits of a large vocabulary would take most of the memory; the fused kernel makes them piece by piece.
+    The logits of a large vocabulary would take most of the memory; the fused kernel makes them piece by piece.
     """
     model, actor, rollout = (f"actor_rollout_ref.{part}" for part in ("model", "actor", "rollout"))
-    context = profile.model.context_tokens
+    row = max(profile.model.context_tokens, _ROW_TOKENS)
     return {
+        f"{model}.override_config.attn_implementation": "packed",
         f"{model}.use_remove_padding": True,
         f"{model}.use_fused_kernels": True,
         f"{actor}.use_dynamic_bsz": True,
-        f"{actor}.ppo_max_token_len_per_gpu": context,
+        f"{actor}.ppo_max_token_len_per_gpu": row,
         f"{rollout}.log_prob_use_dynamic_bsz": True,
-        f"{rollout}.log_prob_max_token_len_per_gpu": context,
+        f"{rollout}.log_prob_max_token_len_per_gpu": row,
     }
 
 
@@ -210,6 +210,7 @@ def _cpu() -> Options:
     """Full precision, in which rollout and trainer agree exactly."""
     return {
         "trainer.device": "cpu",
+        "actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
         "actor_rollout_ref.rollout.name": "transformers",
         "actor_rollout_ref.rollout.dtype": "float32",
         "actor_rollout_ref.rollout.free_cache_engine": False,
