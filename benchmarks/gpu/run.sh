@@ -2,7 +2,7 @@
 # All that is measured on one GPU, in one call: run.sh OUT [PARTS]
 #   OUT      gets the logs, the samples of nvidia-smi and results.md
 #   PARTS    what pack.py made, on a machine without network; else `make setup CONFIG=dev` has been run here
-# MEASURE names what to do, in this order: check model launch resume load memory. A launch takes four minutes
+# MEASURE names what to do, in this order: check model launch resume load async rows memory. A launch takes four minutes
 # before its first step where Python's files are cold, so give each its time.
 set -u
 repository=$(cd "$(dirname "$0")/../.." && pwd) here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +31,7 @@ start() { # NAME OPTION…
     measure "$1" "${stack[@]}" launch "$here/gpu.toml" --set name="$1" --set run.root=$runs $offline "${@:2}"
 }
 
-for step in ${MEASURE:-check model launch resume load memory}; do
+for step in ${MEASURE:-check model launch resume load async rows memory}; do
     case $step in
     check) "$python" "$here/machine.py" 2>"$out/machine.err" | tee -a "$out/results.md" || exit ;;
     model)
@@ -41,6 +41,9 @@ for step in ${MEASURE:-check model launch resume load memory}; do
     launch) start sync ;;
     resume) measure sync-resumed "${stack[@]}" resume "$(newest sync)" --set trainer.steps=4 ;;
     load) start load --set trainer.rollouts_per_task=32 --set runtime.max_sandboxes=96 --set trainer.concurrent_episodes=96 ;;
+    async) start async --set trainer.rollouts_per_task=32 --set runtime.max_sandboxes=96 --set trainer.concurrent_episodes=96 \
+        --set trainer.mode=colocate_async ;;
+    rows) PYTHONPATH=${PYTHONPATH:-}:$here "$python" "$here/rows.py" 2>"$out/rows.err" | tee -a "$out/results.md" ;;
     memory)
         "$python" "$here/model.py" "$here/gpu.toml" $place/qwen3 $place/qwen3-1.7b --hidden 2048 --steps 0 >"$out/model-1.7b.log" 2>&1
         for model in qwen3-0.6b qwen3-1.7b; do
