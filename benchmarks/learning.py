@@ -2,8 +2,8 @@
 
 A curriculum that a tiny policy can learn in minutes, by the product's own path: real files, real tests, real sandboxes,
 verl. 56 tasks are made by the factory from a git checkout of 14 one-line functions, each with four bugs; about a
-quarter are held out. The policy starts from a teacher whose most frequent edit is wrong. For each seed it is trained twice, the
-second time on rewards that are shuffled among the episodes of a step, and evaluated on the tasks held out.
+quarter are held out. The policy starts from a teacher whose most frequent edit is wrong. For each seed it is trained
+twice, the second time on rewards that are shuffled among the episodes of a step, and evaluated on the tasks held out.
 
 The bar was fixed before the first run. In every seed, on tasks held out:
 
