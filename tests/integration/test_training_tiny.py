@@ -1,15 +1,20 @@
 """The tiny model's teacher in real sandboxes: its scripts earn what their names say, and become traces."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playing import play, profile, sandboxes
 
+from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.agent.policy import Completion
+from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.episode import run_episode
+from skyrl_stack.episode.record import Episode
 from skyrl_stack.profile import ModelSection, Profile
 from skyrl_stack.records import Launch, publish
 from skyrl_stack.run_directory import RunDirectory
@@ -67,12 +72,14 @@ class Greedy:
         return Completion(tokens, log_probs, "stop" if tokens[-1] == self.end_of_turn else "length")
 
 
-def test_a_model_is_made_once_and_solves_its_task_at_its_most_likely(
+def test_a_model_is_made_once_and_guesses_more_often_than_it_solves(
     inflection_tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from skyrl_stack.trainer.tiny import teacher
     from skyrl_stack.trainer.tiny.make import find_or_make
+    from skyrl_stack.trainer.tiny.traces import Classroom
 
     task = inflection_tasks[0]
     settings = Profile(name="local", model=ModelSection(sft_steps=120))
@@ -95,18 +102,28 @@ def test_a_model_is_made_once_and_solves_its_task_at_its_most_likely(
 
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    async def reward() -> float | None:
+    async def play_and_teach() -> tuple[Episode, list[Trajectory]]:
         async with sandboxes() as provider:
-            episode = await run_episode(
-                task,
-                policy=Greedy(path, tokenizer.eos_token_id),
-                tokenizer=tokenizer,
-                sandboxes=provider,
-                profile=settings,
-                directory=directory,
-                step=0,
-                repetition=0,
-            )
-            return episode.reward
+            policy = Greedy(path, tokenizer.eos_token_id)
+            fixed: Any = {"sandboxes": provider, "profile": settings, "directory": directory, "tokenizer": tokenizer}
+            episode = await run_episode(task, policy=policy, step=0, repetition=0, **fixed)
+            return episode, await Classroom(provider, settings).traces([task], tokenizer)
 
-    assert asyncio.run(reward()) == 1.0
+    episode, traces = asyncio.run(play_and_teach())
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+    lessons = [script for script in teacher.scripts(task) for _ in range(script.share)]
+    solves, guesses = (likelihood(model, traces[i]) for i in (0, lessons.index(teacher.scripts(task)[1])))
+    assert 0.05 < solves < guesses  # often enough for rewards to find it
+    assert (episode.outcome, episode.reward) == (Outcome.FINISHED, 0.0)
+    assert re.search(r"^\+ *pass$", episode.patch or "", re.MULTILINE)
+
+
+def likelihood(model: Any, trace: Trajectory) -> float:
+    """How likely the model is to say all of what a trace says."""
+    import torch
+
+    tokens = torch.tensor([[*trace.prompt_ids, *trace.response_ids]])
+    with torch.no_grad():
+        log_probs = model(tokens).logits[0, :-1].log_softmax(-1)
+    said = log_probs.gather(1, tokens[0, 1:, None])[-len(trace.response_ids) :, 0]
+    return float((said * torch.tensor(trace.response_mask)).sum().exp())

@@ -153,7 +153,7 @@ def test_episodes_go_on_over_an_update_where_the_profile_lets_them(tmp_path: Pat
     # As on a GPU: rows that hold several sequences.
     rows = {
         "actor_rollout_ref.model.use_remove_padding": True,
-        "actor_rollout_ref.model.override_config.attn_implementation": "packed",
+        "+actor_rollout_ref.model.override_config.attn_implementation": "packed",
     }
     directory = make_run(tmp_path, model, lose=lose, steps=3, save_every=2, mode="colocate_async", verl=rows)
     assert start(directory).wait(600) == 0, log_of(directory)[-3000:]

@@ -11,10 +11,11 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from skyrl_stack.errors import SandboxLost
 
@@ -177,6 +178,20 @@ class PodmanApi:
             raise SandboxLost(f"the Podman behind {self.path} is gone: {error}") from error
         return frames
 
+    def image(self, reference: str) -> Any:
+        """What Podman says of an image, or None where it has none of that name; a reference may be no name at all.
+
+        Raises:
+            OSError: nobody answers.
+            Refused: Podman said no.
+        """
+        try:
+            return self.call("GET", f"/images/{quote(reference)}/json")
+        except Refused as error:
+            if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.MOVED_PERMANENTLY):  # moved: a path such as `..`
+                raise
+            return None
+
     def remove_launch(self, launch_id: str) -> None:
         """Remove every container of a launch.
 
@@ -193,7 +208,7 @@ class PodmanApi:
         try:
             self.call("DELETE", f"/containers/{container}", force="true", timeout="0", v="true")
         except Refused as error:
-            if error.status != http.client.NOT_FOUND:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
 
     def _connect(self, timeout_s: float) -> socket.socket:

@@ -3,9 +3,7 @@
 import secrets
 import shutil
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from skyrl_stack.errors import SandboxStartFailed
 from skyrl_stack.sandbox.api import PodmanApi, Refused
@@ -26,7 +24,7 @@ class ApiImages:
         Raises:
             SandboxLost: Podman is gone.
         """
-        found = await self._api.in_thread(lambda: [self._inspect(reference) for reference in references])
+        found = await self._api.in_thread(lambda: [self._api.image(reference) for reference in references])
         return [reference for reference, image in zip(references, found, strict=True) if image is None]
 
     async def save(self, references: Sequence[str], directory: Path) -> Path:
@@ -52,12 +50,3 @@ class ApiImages:
             if not isinstance(error, Refused):
                 raise
             raise SandboxStartFailed(f"cannot save images: {error}") from error
-
-    def _inspect(self, reference: str) -> Any:
-        """What Podman says of an image, or None where it has none of that name."""
-        try:
-            return self._api.call("GET", f"/images/{reference}/json")
-        except Refused as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox.api import PodmanApi
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman_config import find_program
@@ -101,7 +102,8 @@ class Patterns:
         """What a sandbox of the name `identifier` is made of.
 
         Raises:
-            Refused: Podman does not have the image.
+            SetupError: Podman does not have the image.
+            Refused: it cannot make a container of it.
             OSError: Podman is gone.
         """
         image = self._image(api, spec.image)
@@ -121,7 +123,9 @@ class Patterns:
 
 
 def _inspect(api: PodmanApi, reference: str) -> _Image:
-    found = api.call("GET", f"/images/{reference}/json")
+    found = api.image(reference)
+    if found is None:
+        raise SetupError("Podman has no image of this name")
     config, data = found["Config"], found["GraphDriver"]["Data"]
     below = data.get("LowerDir", "")
     return _Image(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.api_images import ApiImages
@@ -240,7 +240,7 @@ class PodmanSandboxes:
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
             description = await api.in_thread(lambda: self._patterns.describe(api, name, spec))
-        except Refused as error:
+        except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
             self._containers,

@@ -37,7 +37,7 @@ class SocketImages(ApiImages):
             Refused: Podman cannot take it.
             SandboxLost: Podman is gone.
         """
-        image = await self._api.in_thread(lambda: self._inspect(reference) or self._fetch(reference))
+        image = await self._api.in_thread(lambda: self._api.image(reference) or self._fetch(reference))
         return image["Config"].get("WorkingDir") or "/"
 
     def _fetch(self, reference: str) -> Any:
@@ -58,6 +58,6 @@ class SocketImages(ApiImages):
         self._api.call("POST", f"/images/{place}/tag", repo=wanted.name, tag=tag)
         self._api.call("DELETE", f"/images/{place}")  # of two names it loses this one
         site.use(wanted)
-        if image := self._inspect(reference):
+        if image := self._api.image(reference):
             return image
         raise SetupError(f"Podman pulled it from {site.path}, and does not know it by this name")
