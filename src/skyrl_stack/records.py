@@ -72,6 +72,13 @@ class Load(Record):
     "Starts that wait for a place."
 
 
+class Upcoming(Record):
+    """What the trainer's next steps will need, the nearest first, for runtimes to have ready."""
+
+    launch_id: str
+    images: tuple[str, ...]
+
+
 class Heartbeat(Incarnation):
     """An instance's last sign of life."""
 

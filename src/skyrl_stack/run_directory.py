@@ -6,6 +6,7 @@
     ├── endpoints/<role>-<instance>.json     each role  address and token; mode 0600; removed at its end
     ├── heartbeats/<role>-<instance>.json    each role  its last sign of life, its state and its load
     ├── tasks.jsonl               launcher   the tasks of this run
+    ├── upcoming.json             trainer    the images that its next steps will need
     ├── model/                    launcher   link to the policy that training starts from
     ├── episodes/<id>.json        trainer    one finished record each, tokens and events included
     ├── metrics/<start>.jsonl     trainer    verl's own metrics, a line a step; a file for each start of the trainer
@@ -39,6 +40,7 @@ from skyrl_stack.records import (
     Heartbeat,
     Incarnation,
     Launch,
+    Upcoming,
     publish,
     read,
     read_if_there,
@@ -60,6 +62,7 @@ class RunDirectory:
         self.profile_file = self.path / "profile.json"
         self.launch_file = self.path / "launch.json"
         self.tasks_file = self.path / "tasks.jsonl"
+        self.upcoming_file = self.path / "upcoming.json"
         self.model = self.path / "model"
         self.episodes = self.path / "episodes"
         self.metrics = self.path / "metrics"
@@ -200,6 +203,11 @@ class RunDirectory:
         """The failure of the current launch, if it has one."""
         failure = read_if_there(self.failure_file, Failure)
         return failure if failure and failure.launch_id == self.launch().launch_id else None
+
+    def upcoming(self) -> tuple[str, ...]:
+        """The images that the next steps of the current launch will need, as far as its trainer has said."""
+        upcoming = read_if_there(self.upcoming_file, Upcoming)
+        return upcoming.images if upcoming and upcoming.launch_id == self.launch().launch_id else ()
 
     def endpoints(self, role: Role) -> dict[int, Endpoint]:
         """By instance: where `role` answers in the current launch."""

@@ -18,12 +18,15 @@ from click.testing import CliRunner
 
 from registry_proxy import Proxy, proxied
 from skyrl_stack.cli import main
-from skyrl_stack.errors import SetupError
+from skyrl_stack.errors import SandboxStartFailed, SetupError
 from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.oci import claim
 from skyrl_stack.oci.pull import pull
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.store import SiteStore
+from skyrl_stack.profile import Profile
+from skyrl_stack.records import Launch, Upcoming, publish
+from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
@@ -190,11 +193,63 @@ def test_a_node_needs_no_registry_once_the_site_has_an_image(
     try:
         asyncio.run(ensure_images([by_tag, by_digest], said.append, pulling=False))
         assert asyncio.run(start(by_tag.image)) == asyncio.run(start(by_digest.image)) == "/testbed\n"
-        before = len(said)
-        asyncio.run(ensure_images([by_tag, by_digest], said.append, pulling=False))
-        assert len(said) == before
+        assert asyncio.run(start(by_tag.image)) == "/testbed\n"
+        assert not [line for line in said if line.startswith("image ")]  # the site has them
     finally:
         remove_private_directory(cache)
+
+
+def test_a_node_brings_what_is_needed_once(
+    registry: str, site: SiteStore, said: list[str], tests_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with proxied(registry) as proxy:
+        by_tag = tiny(proxy)
+        pull(by_tag, site, said.append)
+    cache = tests_cache / f"node-{secrets.token_hex(4)}"
+    absent = str(tiny(proxy, "other"))
+
+    async def scene() -> None:
+        spec = SandboxSpec(image=str(by_tag))
+        async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(cache)]) as sandboxes:
+            assert await sandboxes.lacking_images([str(by_tag), absent]) == [absent]
+            started = await asyncio.gather(*(sandboxes.start(spec) for _ in range(4)))
+            assert [(await sandbox.run("pwd")).stdout for sandbox in started] == ["/testbed\n"] * 4
+            with pytest.raises(SandboxStartFailed, match=f"neither this node nor .* has it; .*images pull {absent}`"):
+                await sandboxes.start(SandboxSpec(image=absent))
+            await sandboxes.announce([str(by_tag), absent, "No Image"])  # nothing that could be brought
+
+    try:
+        asyncio.run(scene())
+    finally:
+        remove_private_directory(cache)
+    brought = [record.getMessage() for record in caplog.records if record.name.endswith("supply")]
+    assert brought[0] == f"image {by_tag}"
+    assert len(brought) == 2  # and the one that could not be
+
+
+def test_a_runtime_has_ready_what_its_trainer_announces(
+    registry: str, site: SiteStore, said: list[str], tests_cache: Path, tmp_path: Path
+) -> None:
+    with proxied(registry) as proxy:
+        image = str(tiny(proxy))
+        pull(tiny(proxy), site, said.append)
+    cache = tests_cache / f"node-{secrets.token_hex(4)}"
+    directory = RunDirectory.create(tmp_path, Profile(name="local"))
+    directory.tasks_file.write_text(f"{toy_task(image=image).model_dump_json()}\n")
+    launch = Launch()
+    publish(directory.launch_file, launch)
+    command = [sys.executable, "-m", "skyrl_stack.runtime", "--run-dir", str(directory.path)]
+    with subprocess.Popen(command, env=os.environ | {"SKYRL_CACHE": str(cache)}, stderr=subprocess.PIPE) as runtime:
+        try:
+            directory.await_endpoint("runtime", 60)
+            publish(directory.upcoming_file, Upcoming(launch_id=launch.launch_id, images=(image,)))
+            assert runtime.stderr
+            assert any(line.endswith(f": image {image}\n".encode()) for line in runtime.stderr)
+        finally:
+            runtime.terminate()
+            runtime.communicate(timeout=60)
+            remove_private_directory(cache)
 
 
 def test_a_podman_behind_a_socket_gets_them_from_the_site_too(

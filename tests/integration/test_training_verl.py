@@ -65,7 +65,8 @@ def make_run(root: Path, model: Path, *, lose: list[list[int]], hold_step: int =
         "hold_until": str(root / "go"),
     }
     loop_file.write_text(json.dumps([loop]))
-    tasks = (toy_task(instance_id=f"task-{index}", problem_statement=f"task {index}") for index in range(TASKS))
+    names = {f"task-{index}": f"task {index}" for index in range(TASKS)}  # instance id, problem and image
+    tasks = (toy_task(instance_id=each, problem_statement=name, image=name) for each, name in names.items())
     directory.tasks_file.write_text("".join(f"{task.model_dump_json()}\n" for task in tasks))
     return directory
 
@@ -118,8 +119,14 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     lose = [[1, ANY, 3], [ANY, 0, ANY]]
     directory = make_run(tmp_path, model, lose=lose, hold_step=3, steps=3)
     killed = start(directory)
+    announced: set[str] = set()
+
+    def two_steps() -> bool:
+        announced.update(directory.upcoming())
+        return killed.poll() is not None or 2 in read_metrics(directory)
+
     # A step is told after it is saved; the third does not begin.
-    await_(lambda: killed.poll() is not None or 2 in read_metrics(directory), 600, "two steps")
+    await_(two_steps, 600, "two steps")
     assert steps_done(directory.checkpoints) == 2
     assert killed.poll() is None, log_of(directory)[-3000:]
     killed.kill()
@@ -142,6 +149,7 @@ def test_lost_episodes_are_no_samples_and_a_killed_run_goes_on_in_order(tmp_path
     assert list(trained[0].values()) == [3, 3]  # without the lost session, and nothing in its place
     assert list(trained[1].values()) == [4, 4]
     assert all("task 0" not in tasks for tasks in trained)
+    assert {*trained[0], *trained[1]} <= announced
     first_epoch = {f"task {index}" for index in range(1, TASKS)}
     assert first_epoch - set(trained[0]) - set(trained[1]) <= set(trained[2])  # what was left of it came next
     assert len(list((directory.verl / "wandb").glob("offline-run-*"))) == 2

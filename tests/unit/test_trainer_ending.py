@@ -37,7 +37,7 @@ try:
                 raise SystemExit(1) from None
             raise
         finally:
-            time.sleep(30 if sys.argv[1] == "hang" else 0)
+            time.sleep(30 if "hang" in sys.argv[1] else 0)
             print("closed", flush=True)
 except (NodeLost, PeerLost) as error:
     print(f"{type(error).__name__}:", error, flush=True)
@@ -76,6 +76,11 @@ def test_a_lost_node_is_named_or_the_trainer_comes_back(noticed: str, why: str) 
 
 def test_a_hanging_clean_up_is_cut_short() -> None:
     assert end("hang", signal.SIGTERM) == (128 + signal.SIGTERM, [])
+
+
+def test_a_clean_up_that_hangs_without_the_lost_node_is_cut_short_and_the_trainer_comes_back() -> None:
+    assert end("node, hang, comes back", None) == (EXIT_LEFT, [])
+    assert end("node, hang", None) == (128 + signal.SIGTERM, [])
 
 
 def test_asked_to_leave_before_the_first_step_it_leaves() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from skyrl_stack.errors import PeerLost, SandboxLost, StackError
@@ -38,6 +39,7 @@ class Runtime:
         "When Podman died, of late."
         self._trainer: int | None = None
         "Which start of the trainer the sandboxes are for; None while it is away."
+        self._announced: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Serve until a signal, the trainer's end or a loss.
@@ -101,6 +103,7 @@ class Runtime:
                 if not sandboxes.is_alive:
                     await self._revive(sandboxes, served)
                 await self._drop_what_is_left(served)
+                await self._announce(sandboxes)
 
     async def _revive(self, sandboxes: NodeSandboxes, served: Served) -> None:
         """Start Podman again after it died. Its sandboxes died with it, and so do their leases.
@@ -123,6 +126,14 @@ class Runtime:
         if self._trainer is not None and trainer != self._trainer:
             await served.end_all()
         self._trainer = trainer
+
+    async def _announce(self, sandboxes: NodeSandboxes) -> None:
+        """Have ready what the trainer's next step will need."""
+        upcoming = self.directory.upcoming()
+        if upcoming != self._announced:
+            with suppress(SandboxLost):  # it is tried again, by a Podman that was started again
+                await sandboxes.announce(upcoming)
+                self._announced = upcoming
 
 
 def _placed(section: RuntimeSection) -> RuntimeSection:

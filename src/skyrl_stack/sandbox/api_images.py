@@ -19,7 +19,7 @@ class ApiImages:
         self._api = api
 
     async def lacking(self, references: Sequence[str]) -> list[str]:
-        """Those of `references` that no sandbox could be started from.
+        """Those of `references` that Podman does not have.
 
         Raises:
             SandboxLost: Podman is gone.

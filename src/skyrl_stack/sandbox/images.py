@@ -61,6 +61,11 @@ class ImageStore:
         await asyncio.to_thread(self._closing.close)
         self._cell = None
 
+    async def make(self) -> None:
+        """Have the store; a new one is empty."""
+        if not self.path.is_dir():
+            await asyncio.to_thread(self._open)
+
     async def has(self, reference: str) -> bool:
         """Whether the image is in the store."""
         return await self._call(f"look for {reference}", lambda client: client.images.exists(reference))

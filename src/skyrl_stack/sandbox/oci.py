@@ -59,6 +59,10 @@ class _Image:
     user: str
 
 
+class NoSuchImage(SetupError):
+    """Podman has no image of this name."""
+
+
 @dataclass(frozen=True)
 class _Pattern:
     """Podman's description of a container that never ran, and the files that it mounts."""
@@ -102,7 +106,7 @@ class Patterns:
         """What a sandbox of the name `identifier` is made of.
 
         Raises:
-            SetupError: Podman does not have the image.
+            NoSuchImage: Podman does not have it.
             Refused: it cannot make a container of it.
             OSError: Podman is gone.
         """
@@ -125,7 +129,7 @@ class Patterns:
 def _inspect(api: PodmanApi, reference: str) -> _Image:
     found = api.image(reference)
     if found is None:
-        raise SetupError("Podman has no image of this name")
+        raise NoSuchImage("Podman has no image of this name")
     config, data = found["Config"], found["GraphDriver"]["Data"]
     below = data.get("LowerDir", "")
     return _Image(

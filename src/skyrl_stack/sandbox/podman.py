@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -20,11 +21,13 @@ from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
 from skyrl_stack.sandbox.engine import Engine, Sizes
+from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.limits import Limits, of_shell
-from skyrl_stack.sandbox.oci import Description, Patterns
+from skyrl_stack.sandbox.oci import Description, NoSuchImage, Patterns
 from skyrl_stack.sandbox.shell import KILLED, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
+from skyrl_stack.sandbox.supply import Supply, bring_to, on_site
 
 LOG = logging.getLogger(__name__)
 
@@ -172,6 +175,7 @@ class PodmanSandboxes:
         output_limit: int = 256 * 1024,
         isolation: Isolation = "shared-uid",
     ) -> None:
+        """What the node lacks, and the site's store has, goes into the first of `image_stores`."""
         self.launch_id = launch_id
         self.run_directory = run_directory
         self.image_stores = tuple(image_stores)
@@ -184,6 +188,7 @@ class PodmanSandboxes:
         self._containers: Containers | None = None
         self._limits: Limits | None = None
         self._patterns = Patterns(self.image_stores)
+        self._supply = Supply(partial(bring_to, self.image_stores[0])) if self.image_stores else None
         self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
     async def __aenter__(self) -> Self:
@@ -201,6 +206,9 @@ class PodmanSandboxes:
         await self._begin()
 
     async def _begin(self) -> None:
+        for path in self.image_stores[:1]:
+            async with ImageStore(path) as store:
+                await store.make()  # Podman sees what is added to those stores that it began with
         helper = await asyncio.to_thread(self._open)
         try:
             self._limits = await Limits.start(helper)
@@ -209,6 +217,8 @@ class PodmanSandboxes:
             raise
 
     async def _end(self) -> None:
+        if self._supply:
+            await self._supply.close()
         limits, self._limits = self._limits, None
         if limits:
             await limits.close()
@@ -239,7 +249,7 @@ class PodmanSandboxes:
             spec = spec.model_copy(update={"network": "host"})
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
-            description = await api.in_thread(lambda: self._patterns.describe(api, name, spec))
+            description = await self._describe(api, name, spec)
         except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
@@ -252,6 +262,24 @@ class PodmanSandboxes:
         )
         return await opened(sandbox, spec, self._starting)
 
+    async def _describe(self, api: PodmanApi, name: str, spec: SandboxSpec) -> Description:
+        def describe() -> Description:
+            return self._patterns.describe(api, name, spec)
+
+        try:
+            return await api.in_thread(describe)
+        except NoSuchImage:
+            if not self._supply:
+                raise
+            await self._supply.need(spec.image)
+            return await api.in_thread(describe)
+
+    async def announce(self, references: Sequence[str]) -> None:
+        """Have these images on the node soon, as far as the site's store has them and nothing is needed sooner."""
+        if self._api and self._supply:
+            absent = await ApiImages(self._api).lacking(references)
+            self._supply.announce(await on_site(absent))
+
     async def save_images(self, references: Sequence[str]) -> Path:
         """See `ApiImages.save`."""
         if self._api is None or self._directory is None:
@@ -259,10 +287,16 @@ class PodmanSandboxes:
         return await ApiImages(self._api).save(references, self._directory)
 
     async def lacking_images(self, references: Sequence[str]) -> list[str]:
-        """See `ApiImages.lacking`."""
+        """Those of `references` that no sandbox could be started from.
+
+        Raises:
+            SandboxLost: Podman is gone.
+        """
         if self._api is None:
             raise SandboxLost("the provider is closed")
-        return await ApiImages(self._api).lacking(references)
+        absent = await ApiImages(self._api).lacking(references)
+        there = await on_site(absent) if self._supply else ()
+        return [reference for reference in absent if reference not in there]
 
     def _open(self) -> int:
         """Start the cell; returns the process that holds its namespaces."""

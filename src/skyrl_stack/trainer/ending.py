@@ -2,7 +2,8 @@
 
 SIGTERM, the other role       at once: an exception in the main thread, so that everything is closed in order; if
 or a node of its own is lost  that takes too long the process ends, and Ray's with it (the kernel kills them)
-                              after the loss of a node it is to be started again, where a run goes on by itself
+                              after the loss of a node it is to be started again, where a run goes on by itself:
+                              also if its clean-up took too long, as it may without that node
 SIGUSR1                       asked to leave: the step in hand is finished and saved first (`task_runner.py`)
 a time limit                  leaves by itself when the next step would not end before it
 """
@@ -71,8 +72,7 @@ class Ending:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         told = self._signal and isinstance(error, SystemExit)
         cause = self._cause if told else error
-        if isinstance(cause, NodeLost) and self._comes_back:
-            print(f"trainer: {cause}; it is to be started again", file=sys.stderr, flush=True)
+        if self._is_to_come_back(cause):
             raise SystemExit(EXIT_LEFT) from None
         if told and self._cause:
             raise self._cause from None
@@ -101,6 +101,15 @@ class Ending:
         self._cause = cause
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def _is_to_come_back(self, cause: BaseException | None) -> bool:
+        if not (isinstance(cause, NodeLost) and self._comes_back):
+            return False
+        print(f"trainer: {cause}; it is to be started again", file=sys.stderr, flush=True)
+        return True
+
+    def _cut_short(self, code: int) -> None:
+        os._exit(EXIT_LEFT if self._is_to_come_back(self._cause) else code)
+
     def _leave(self, _: int, __: FrameType | None) -> None:
         if self._asked is None:
             raise SystemExit(EXIT_LEFT)
@@ -110,7 +119,7 @@ class Ending:
         self._signal = number
         for each in _SIGNALS:  # a second one must not cut the clean-up short; it is bounded in time
             signal.signal(each, signal.SIG_IGN)
-        deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
+        deadline = threading.Timer(GRACE_S, self._cut_short, (128 + number,))
         deadline.daemon = True
         deadline.start()
         raise SystemExit(128 + number)

@@ -1,7 +1,9 @@
-"""verl's task runner and its trainers as they are, but for one thing: they leave in order when time runs out.
+"""verl's task runner and its trainers as they are, but for two things, by hooks that verl has for its own trainers:
 
-verl's trainers save every `save_freq` steps and know no time limit. `on_step_end`, a hook of verl's for its own
-trainers, comes when a step is done and the rollout servers still sleep, which is where verl saves, too.
+on_train_begin, on_sample_begin   say which images the next step will need, while this one is played
+on_step_end                       leaves in order when time runs out: verl's trainers save every `save_freq` steps
+                                  and know no time limit. It comes when a step is done and the rollout servers
+                                  still sleep, which is where verl saves, too
 """
 
 import time
@@ -14,17 +16,28 @@ from verl.utils.debug import marked_timer
 
 from skyrl_stack.trainer.checkpoints import steps_done
 from skyrl_stack.trainer.ending import Departure
+from skyrl_stack.trainer.upcoming import Announcer
 
 
-class _Leaving(PPOTrainer):
-    """Asks `departure` after each step whether there is time for another."""
+class _OfRun(PPOTrainer):
+    """Tells runtimes what comes next, and asks `departure` after each step whether there is time for another."""
 
     departure: Departure
 
     def on_train_begin(self) -> None:
+        self._announcer = Announcer(Path(self.config.trainer.v1.sampler.sampler_kwargs.run_directory))
+        self._announce()
         super().on_train_begin()
         self._step_began = time.time()
         self._longest_step_s = 0.0
+
+    def on_sample_begin(self) -> None:
+        super().on_sample_begin()
+        self._announce()  # the tasks of this step have been taken
+
+    def _announce(self) -> None:
+        # Of two steps, the nearer first: a group without a baseline is replaced by a task of the next.
+        self._announcer.announce(self.train_dataloader, 2 * self.config.data.train_batch_size)
 
     def on_step_end(self) -> None:
         now = time.time()
@@ -40,11 +53,11 @@ class _Leaving(PPOTrainer):
         super().on_step_end()
 
 
-class LeavingSync(_Leaving, PPOTrainerSync):
+class SyncTrainer(_OfRun, PPOTrainerSync):
     """verl's trainer that waits for all episodes of a step."""
 
 
-class LeavingColocateAsync(_Leaving, PPOTrainerColocateAsync):
+class ColocateAsyncTrainer(_OfRun, PPOTrainerColocateAsync):
     """verl's trainer that interrupts episodes for its updates, on the same GPUs."""
 
 
@@ -56,8 +69,8 @@ class TaskRunner(_TaskRunnerV1.__ray_metadata__.modified_class):
 
     def __init__(self, departure: Departure) -> None:
         super().__init__()
-        _Leaving.departure = departure
-        trainer_base.TRAINER_REGISTRY |= {"sync": LeavingSync, "colocate_async": LeavingColocateAsync}
+        _OfRun.departure = departure
+        trainer_base.TRAINER_REGISTRY |= {"sync": SyncTrainer, "colocate_async": ColocateAsyncTrainer}
 
     def run(self, config: Any) -> None:
         """See verl; a method of this class, so that Ray offers it."""

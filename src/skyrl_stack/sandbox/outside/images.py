@@ -29,19 +29,25 @@ def how_to_bring(references: Sequence[str], socket: Path) -> str:
 class SocketImages(ApiImages):
     """The images that sandboxes can be started from."""
 
-    async def obtain(self, reference: str) -> str:
-        """Have an image, which Podman takes from the site's store where it lacks it; returns its directory.
+    async def find(self, reference: str) -> Any:
+        """What Podman says of an image, or None where it has none of that name.
 
         Raises:
-            SetupError: neither has it.
+            SandboxLost: Podman is gone.
+        """
+        return await self._api.in_thread(lambda: self._api.image(reference))
+
+    async def bring(self, reference: str) -> None:
+        """Have Podman pull an image from the site's store: of its layers those that it lacks.
+
+        Raises:
+            SetupError: the site does not have it.
             Refused: Podman cannot take it.
             SandboxLost: Podman is gone.
         """
-        image = await self._api.in_thread(lambda: self._api.image(reference) or self._fetch(reference))
-        return image["Config"].get("WorkingDir") or "/"
+        await self._api.in_thread(lambda: self._bring(reference))
 
-    def _fetch(self, reference: str) -> Any:
-        """Have Podman pull the image from the site's store: of its layers those that it lacks."""
+    def _bring(self, reference: str) -> None:
         if reference.startswith(MADE_HERE):
             raise SetupError(how_to_bring([reference], self._api.path))
         site, wanted = SiteStore(site_images()), Reference.parse(reference)
@@ -58,6 +64,5 @@ class SocketImages(ApiImages):
         self._api.call("POST", f"/images/{place}/tag", repo=wanted.name, tag=tag)
         self._api.call("DELETE", f"/images/{place}")  # of two names it loses this one
         site.use(wanted)
-        if image := self._api.image(reference):
-            return image
-        raise SetupError(f"Podman pulled it from {site.path}, and does not know it by this name")
+        if self._api.image(reference) is None:
+            raise SetupError(f"Podman pulled it from {site.path}, and does not know it by this name")

@@ -27,6 +27,7 @@ from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.outside.lifeline import Size, process_1
 from skyrl_stack.sandbox.podman import PodmanSandbox, opened, start_failed
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
+from skyrl_stack.sandbox.supply import Supply, on_site
 
 LOG = logging.getLogger(__name__)
 _CPU_PERIOD_US = 100_000
@@ -114,6 +115,7 @@ class SocketSandboxes:
         self.rung: Rung | None = None
         self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
         self._directory: Path | None = None
+        self._supply = Supply(lambda reference: self._images.bring(reference))
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._begin)
@@ -122,10 +124,12 @@ class SocketSandboxes:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        await self._supply.close()
         await asyncio.to_thread(self._end)
 
     async def reopen(self) -> None:
         """Begin anew after Podman's service died; the sandboxes died with it."""
+        await self._supply.close()
         await asyncio.to_thread(self._end)
         await asyncio.to_thread(self._begin)
 
@@ -150,7 +154,7 @@ class SocketSandboxes:
             raise SandboxStartFailed("the provider is closed")
         name = f"sandbox-{secrets.token_hex(6)}"
         try:
-            workdir = await self._images.obtain(spec.image)
+            workdir = await self._workdir(spec.image)
         except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
         sandbox = PodmanSandbox(
@@ -173,7 +177,23 @@ class SocketSandboxes:
         """See `PodmanSandboxes.lacking_images`."""
         if self._directory is None:
             raise SandboxLost("the provider is closed")
-        return await self._images.lacking(references)
+        absent = await self._images.lacking(references)
+        there = await on_site(absent)
+        return [reference for reference in absent if reference not in there]
+
+    async def announce(self, references: Sequence[str]) -> None:
+        """See `PodmanSandboxes.announce`."""
+        if self._directory:
+            absent = await self._images.lacking(references)
+            self._supply.announce(await on_site(absent))
+
+    async def _workdir(self, reference: str) -> str:
+        """The directory of an image, which Podman takes from the site's store where it lacks it."""
+        image = await self._images.find(reference)
+        if image is None:
+            await self._supply.need(reference)
+            image = await self._images.find(reference)
+        return (image and image["Config"].get("WorkingDir")) or "/"
 
     def _request(self, name: str, spec: SandboxSpec) -> dict[str, Any]:
         """What Podman is asked for. Source: its API, `SpecGenerator`."""
