@@ -38,22 +38,28 @@ async def ensure_images(
     else:
         async with ImageStore() as node:
             lacking = [image for image in images if not await node.has(image)]
-    await _fetch(lacking, say, pulling=pulling)
+    for number, image in enumerate(lacking, 1):
+
+        def say_which(line: str, number: int = number) -> None:
+            say(f"image {number} of {len(lacking)}: {line}")
+
+        await fetch(image, say_which, pulling=pulling)
 
 
-async def _fetch(lacking: list[str], say: Say, *, pulling: bool) -> None:
-    """Have images in the site's store."""
-    if made := [image for image in lacking if image.startswith(MADE_HERE)]:
-        raise SetupError(f"{made[0]}: it was made on another machine, and no registry has it")
-    site, references = SiteStore(site_images()), [Reference.parse(image) for image in lacking]
-    absent = [reference for reference in references if site.find(reference) is None]
-    if absent and not pulling:
-        raise SetupError(
-            f"{absent[0]}: not in {site.path}, and tasks.pull = false; run `skyrl-stack images pull {absent[0]}` where "
-            "there is a way out"
-        )
-    for number, reference in enumerate(absent, 1):
-        say(f"image {number} of {len(absent)}: {reference}")
+async def fetch(image: str, say: Say, *, pulling: bool = True) -> None:
+    """Have an image that a node lacks in the site's store.
+
+    Raises:
+        SetupError: it cannot be had; names it and the way out.
+    """
+    if image.startswith(MADE_HERE):
+        raise SetupError(f"{image}: it was made on another machine, and no registry has it")
+    site, reference = SiteStore(site_images()), Reference.parse(image)
+    if site.find(reference) is None:
+        if not pulling:
+            raise SetupError(
+                f"{image}: not in {site.path}, and tasks.pull = false; run `skyrl-stack images pull {image}` where "
+                "there is a way out"
+            )
         await asyncio.to_thread(pull, reference, site, say)
-    for reference in references:
-        site.use(reference)  # `gc` spares what a run has yet to bring to its nodes
+    site.use(reference)  # `gc` spares what a run has yet to bring to its nodes

@@ -18,6 +18,7 @@ from skyrl_stack.records import Endpoint, publish, read_if_there
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.server import Served, serving
 from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.api import Refused
 from skyrl_stack.sandbox.providers import NodeSandboxes, sandboxes_of
 from skyrl_stack.sandbox.sweep import make_room
 
@@ -117,6 +118,7 @@ class Runtime:
             raise SandboxLost(f"Podman's service died {len(self._deaths)} times: {words}")
         await served.end_all()
         await sandboxes.reopen()
+        self._announced = ()
         LOG.warning("healed: Podman's service died (%s) and its sandboxes with it; it was started again", words)
 
     async def _drop_what_is_left(self, served: Served) -> None:
@@ -128,12 +130,12 @@ class Runtime:
         self._trainer = trainer
 
     async def _announce(self, sandboxes: NodeSandboxes) -> None:
-        """Have ready what the trainer's next step will need."""
+        """Have ready what the trainer's next steps will need. Where Podman fails, those sandboxes will say why."""
         upcoming = self.directory.upcoming()
         if upcoming != self._announced:
-            with suppress(SandboxLost):  # it is tried again, by a Podman that was started again
+            self._announced = upcoming
+            with suppress(SandboxLost, Refused):
                 await sandboxes.announce(upcoming)
-                self._announced = upcoming
 
 
 def _placed(section: RuntimeSection) -> RuntimeSection:

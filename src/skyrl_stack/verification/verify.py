@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from skyrl_stack.errors import GradingFailed, SetupError, StackError, attribute
-from skyrl_stack.factory.obtain import ensure_images
+from skyrl_stack.factory.obtain import fetch
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -52,7 +51,7 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
 
     Raises:
         TaskError: the file is missing, malformed or empty.
-        SetupError: an image or Podman is missing, or the manifest cannot be written.
+        SetupError: Podman is missing, or the manifest cannot be written.
     """
     tasks = list(read_tasks(file))
     if not tasks:
@@ -63,42 +62,76 @@ async def verify_tasks(file: Path, *, repeats: int, at_once: int, timeout_s: flo
     if not rest:
         return outcome
     say(f"{len(rest)} of {len(tasks)} tasks to verify, {at_once} at once")
-    limits = RuntimeSection()
-    places = asyncio.Semaphore(at_once)
-    provider = PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()])
-    with _appending(manifest_of(file)) as manifest:
-        await ensure_images(rest, say)
+    manifest = _ready(manifest_of(file))
+    async with PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path()]) as provider:
+        verifier = Verifier(provider, outcome, manifest, say, repeats=repeats, timeout_s=timeout_s)
+        await verifier.verify(rest, at_once)
+    return outcome
+
+
+class Verifier:
+    """What the tasks of one call share."""
+
+    def __init__(
+        self, provider: PodmanSandboxes, outcome: Outcome, manifest: Path, say: Say, *, repeats: int, timeout_s: float
+    ) -> None:
+        self.provider = provider
+        self.outcome = outcome
+        self.manifest = manifest
+        self.say = say
+        self.repeats = repeats
+        self.timeout_s = timeout_s
+
+    async def verify(self, tasks: list[Task], at_once: int) -> None:
+        """All of `tasks`, `at_once` at once."""
+        places = asyncio.Semaphore(at_once)
+        lacking = await self.provider.lacking_images(list(dict.fromkeys(task.image for task in tasks)))
+        total = len(self.outcome.verifications) + len(tasks)
 
         async def one(task: Task) -> None:
             async with places:
                 started = time.monotonic()
-                try:
-                    with attribute(GradingFailed, "its checks failed"):
-                        found = await verify_task(task, provider, repeats=repeats, timeout_s=timeout_s, limits=limits)
-                except StackError as error:  # whatever it is, the other tasks have no part in it
-                    outcome.undecided[task.instance_id] = str(error)
-                    say(f"{task.instance_id}: undecided: {error}")
-                    return
-            manifest.write(f"{found.model_dump_json()}\n")
-            manifest.flush()
-            outcome.verifications.append(found)
-            done = len(outcome.verifications) + len(outcome.undecided)
-            word = "accepted" if found.accepted else f"QUARANTINED: {found.why}"
-            say(f"{done}/{len(tasks)} {task.instance_id}: {word} ({time.monotonic() - started:.0f} s)")
+                said = await self._verify(task, lacking)
+            done = len(self.outcome.verifications) + len(self.outcome.undecided)
+            self.say(f"{done}/{total} {task.instance_id}: {said} ({time.monotonic() - started:.0f} s)")
 
-        async with provider, asyncio.TaskGroup() as group:
-            for task in rest:
-                group.create_task(one(task))
-    return outcome
+        try:
+            async with asyncio.TaskGroup() as group:
+                for task in tasks:
+                    group.create_task(one(task))
+        except* OSError as errors:
+            raise _unwritable(self.manifest, errors.exceptions[0]) from None
+
+    async def _verify(self, task: Task, lacking: list[str]) -> str:
+        """Write down what comes of a task; returns what to say of it."""
+        try:
+            if task.image in lacking:
+                await fetch(task.image, self.say)
+            with attribute(GradingFailed, "its checks failed"):
+                found = await verify_task(
+                    task, self.provider, repeats=self.repeats, timeout_s=self.timeout_s, limits=RuntimeSection()
+                )
+        except StackError as error:  # whatever it is, the other tasks have no part in it
+            self.outcome.undecided[task.instance_id] = str(error)
+            return f"undecided: {error}"
+        with self.manifest.open("a") as file:
+            file.write(f"{found.model_dump_json()}\n")
+        self.outcome.verifications.append(found)
+        return "accepted" if found.accepted else f"QUARANTINED: {found.why}"
 
 
-def _appending(manifest: Path) -> TextIO:
-    """The manifest, to be written to. Half a line, which a process may have left that was killed, is ended."""
+def _ready(manifest: Path) -> Path:
+    """The manifest, to be appended to. Half a line, which a process may have left that was killed, is ended."""
     try:
-        file = manifest.open("a+")
+        with manifest.open("a+") as file:
+            file.seek(0)
+            if (text := file.read()) and not text.endswith("\n"):
+                file.write("\n")
     except OSError as error:
-        raise SetupError(f"{manifest}: {error.strerror}; what is found is written beside the task file") from error
-    file.seek(0)
-    if (text := file.read()) and not text.endswith("\n"):
-        file.write("\n")
-    return file
+        raise _unwritable(manifest, error) from error
+    return manifest
+
+
+def _unwritable(manifest: Path, error: BaseException) -> SetupError:
+    why = error.strerror if isinstance(error, OSError) else error
+    return SetupError(f"{manifest}: {why}; what is found is written beside the task file")
