@@ -175,7 +175,7 @@ class PodmanSandboxes:
         output_limit: int = 256 * 1024,
         isolation: Isolation = "shared-uid",
     ) -> None:
-        """What the node lacks, and the site's store has, goes into the first of `image_stores`."""
+        """What the node lacks, and the site's store has, goes into the first of `image_stores`, of one or more."""
         self.launch_id = launch_id
         self.run_directory = run_directory
         self.image_stores = tuple(image_stores)
@@ -188,7 +188,7 @@ class PodmanSandboxes:
         self._containers: Containers | None = None
         self._limits: Limits | None = None
         self._patterns = Patterns(self.image_stores)
-        self._supply = Supply(partial(bring_to, self.image_stores[0])) if self.image_stores else None
+        self._supply = Supply(partial(bring_to, self.image_stores[0]))
         self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
     async def __aenter__(self) -> Self:
@@ -206,9 +206,8 @@ class PodmanSandboxes:
         await self._begin()
 
     async def _begin(self) -> None:
-        for path in self.image_stores[:1]:
-            async with ImageStore(path) as store:
-                await store.make()  # Podman sees what is added to those stores that it began with
+        async with ImageStore(self.image_stores[0]) as store:
+            await store.make()  # Podman sees what is added to those stores that it began with
         helper = await asyncio.to_thread(self._open)
         try:
             self._limits = await Limits.start(helper)
@@ -217,8 +216,7 @@ class PodmanSandboxes:
             raise
 
     async def _end(self) -> None:
-        if self._supply:
-            await self._supply.close()
+        await self._supply.close()
         limits, self._limits = self._limits, None
         if limits:
             await limits.close()
@@ -269,14 +267,12 @@ class PodmanSandboxes:
         try:
             return await api.in_thread(describe)
         except NoSuchImage:
-            if not self._supply:
-                raise
             await self._supply.need(spec.image)
             return await api.in_thread(describe)
 
     async def announce(self, references: Sequence[str]) -> None:
         """Have these images on the node soon, as far as the site's store has them and nothing is needed sooner."""
-        if self._api and self._supply:
+        if self._api:
             absent = await ApiImages(self._api).lacking(references)
             self._supply.announce(await on_site(absent))
 
@@ -295,7 +291,7 @@ class PodmanSandboxes:
         if self._api is None:
             raise SandboxLost("the provider is closed")
         absent = await ApiImages(self._api).lacking(references)
-        there = await on_site(absent) if self._supply else ()
+        there = await on_site(absent)
         return [reference for reference in absent if reference not in there]
 
     def _open(self) -> int:

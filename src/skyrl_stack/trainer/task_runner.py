@@ -1,6 +1,6 @@
 """verl's task runner and its trainers as they are, but for two things, by hooks that verl has for its own trainers:
 
-on_train_begin, on_sample_begin   say which images the next step will need, while this one is played
+on_train_begin, on_sample_begin   say which images the next steps will need, while this one is played
 on_step_end                       leaves in order when time runs out: verl's trainers save every `save_freq` steps
                                   and know no time limit. It comes when a step is done and the rollout servers
                                   still sleep, which is where verl saves, too
