@@ -8,8 +8,9 @@ import re
 import secrets
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +22,19 @@ from skyrl_stack.cli import main
 from skyrl_stack.errors import SandboxStartFailed, SetupError
 from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.oci import claim
+from skyrl_stack.oci.archive import load, save
 from skyrl_stack.oci.pull import pull
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.profile import Profile
 from skyrl_stack.records import Launch, Upcoming, publish
 from skyrl_stack.run_directory import RunDirectory
+from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
-from skyrl_stack.sandbox.storage import remove_private_directory
+from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 from toys import toy_task
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(180)]
@@ -60,7 +63,14 @@ def tiny(proxy: Proxy, version: str = "1") -> Reference:
 
 def visible(site: SiteStore) -> list[str]:
     """What other processes could take for finished."""
-    return [path.name for path in (*site.path.glob("blobs/sha256/*"), *site.path.glob("images/*"))]
+    return sorted(path.name for path in (*site.path.glob("blobs/sha256/*"), *site.path.glob("images/*")))
+
+
+def site_digest(site: SiteStore, proxy: Proxy) -> str:
+    """By which digest the tiny image is known."""
+    image = site.find(tiny(proxy))
+    assert image
+    return image.digest
 
 
 def test_each_blob_is_fetched_once(proxy: Proxy, site: SiteStore, said: list[str]) -> None:
@@ -280,13 +290,16 @@ def test_the_commands(proxy: Proxy, site: SiteStore, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return result.output
 
-    file = tmp_path / "tasks.jsonl"
+    file, given, archive = tmp_path / "tasks.jsonl", tmp_path / "given.jsonl", tmp_path / "images.tar"
+    given.write_text(json.dumps({"image": str(tiny(proxy))}) + "\n")
     file.write_text(json.dumps({"image": str(tiny(proxy))}) + "\n" + json.dumps({"image": "localhost/made:1"}) + "\n")
     assert "MB, sha256:" in run("prefetch", str(file))
     assert run("pull", str(tiny(proxy))).count("\n") == 1  # it is there
     listed = run("list")
     assert str(tiny(proxy)) in listed
     assert re.search(r"3 blobs, 0\.\d\d GB, shared layers once; free: \d+\.\d GB, \d+ inodes", listed)
+    assert f"{archive}: 1 images" in run("save", str(archive), str(tiny(proxy)), "--tasks", str(given))
+    assert str(tiny(proxy)) in run("load", str(archive))
     assert "removed 127" not in run("gc", "--days", "0", "--keep", str(file))  # nor are blobs of the last day
     assert f"would remove {tiny(proxy)}" in run("gc", "--days", "0", "--dry-run")
     assert site.find(tiny(proxy))
@@ -294,3 +307,83 @@ def test_the_commands(proxy: Proxy, site: SiteStore, tmp_path: Path) -> None:
         os.utime(path, (0, 0))  # or they may be part of a pull that goes on
     assert "3 files without an image removed" in run("gc", "--days", "0")
     assert not visible(site)
+
+
+def test_an_archive_brings_images_to_a_site_that_no_registry_reaches(
+    proxy: Proxy, site: SiteStore, said: list[str], tmp_path: Path, store: Path
+) -> None:
+    images = [pull(tiny(proxy), site, said.append), pull(tiny(proxy, site_digest(site, proxy)), site, said.append)]
+    archive, other = tmp_path / "images.tar", SiteStore(tmp_path / "other")
+    save(images, site, archive)
+    assert archive.stat().st_size < images[0].size * 1.1  # blobs that both have are there once
+    assert [(image.reference, image.digest) for image in load(archive, other)] == [
+        (image.reference, image.digest) for image in images
+    ]
+    assert visible(other) == visible(site)
+
+    async def read_by_podman() -> bool:
+        async with ImageStore(store) as node:
+            await node.load(archive)
+            return await node.has(str(tiny(proxy)))
+
+    save(images[:1], site, archive)
+    assert asyncio.run(read_by_podman())
+
+
+def test_an_archive_of_podman_is_read(tests_cache: Path, tiny_image: str, site: SiteStore, tmp_path: Path) -> None:
+    directory, archive = make_private_directory(secrets.token_hex(8)), tmp_path / "podman.tar"
+    try:
+        with Cell(directory, image_stores=[image_store_path(tests_cache)]) as cell, cell.client() as podman:
+            answer = podman.api.get(f"/images/{tiny_image}/get", params={"format": "oci-archive"})
+            archive.write_bytes(answer.content)
+    finally:
+        remove_private_directory(directory)
+    [unnamed] = load(archive, site, name="registry.example/renamed:2")
+    assert site.find(Reference.parse("registry.example/renamed:2")) == unnamed
+    assert [str(image.reference) for image in load(archive, site)] == [tiny_image]
+
+
+def damaged(archive: Path) -> None:
+    """A bit of a layer is another one."""
+    with archive.open("r+b") as file:
+        file.seek(archive.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def cut_off(archive: Path) -> None:
+    os.truncate(archive, archive.stat().st_size // 2)
+
+
+def of_docker(archive: Path) -> None:
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo("manifest.json"))
+
+
+def no_tar(archive: Path) -> None:
+    archive.write_bytes(b"SIF" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said_of_it"),
+    [
+        (damaged, r"damaged: something else is in it for sha256:[0-9a-f]{64}$"),
+        (cut_off, r"it is cut off \(unexpected end of data\); an archive is written by `skyrl-stack images save`"),
+        (of_docker, r"it lacks index\.json; an archive is written by .*`podman save --format oci-archive` or skopeo$"),
+        (no_tar, r"not a tar, or it is cut off"),
+        (Path.unlink, r"No such file or directory$"),
+    ],
+)
+def test_what_is_no_archive_is_one_line(
+    proxy: Proxy, site: SiteStore, said: list[str], tmp_path: Path, harm: Callable[[Path], None], said_of_it: str
+) -> None:
+    archive = tmp_path / "images.tar"
+    save([pull(tiny(proxy), site, said.append)], site, archive)
+    harm(archive)
+    other = tmp_path / "other"
+    result = CliRunner(env={"SKYRL_IMAGES": str(other)}).invoke(main, ["images", "load", str(archive)])
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert re.search(rf"{archive}: .*{said_of_it}", result.output.strip())
+    assert not list(SiteStore(other).images())
+    assert not list(other.glob("blobs/sha256/.*"))

@@ -1,7 +1,6 @@
 """A whole training on a real Slurm, with verl on the CPU of two nodes, over several starts."""
 
 import contextlib
-import time
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,17 @@ TWO_NODES = {
 
 
 def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> None:
-    """The first ends by Slurm's notice before the time limit, the second by the loss of a node."""
-    limit = {"launcher__runtime__time_limit": "1:00:00", "launcher__trainer__time_limit": "1:00:00"}
+    """The first ends by Slurm's notice, which it gets before a step has ended, the second by the loss of a node."""
+    limit = {"launcher__runtime__time_limit": "2:00:00", "launcher__trainer__time_limit": "2:00:00"}
     how = {"trainer__steps": "4", "trainer__tasks_per_step": "1", "trainer__save_every": "2", "run__notice_s": "1500"}
     directory = site.launch(**WITH_VERL, **TWO_NODES, **limit, **how)
     launch_id, trainer = directory.launch().launch_id, site.job(directory, "trainer").id
     site.wait_until_ready(directory, "trainer", timeout_s=600)
-    minutes = int(time.time() - site.job(directory, "trainer").starts_at) // 60 + 27  # notice in one or two
-    site.cluster.run("scontrol", "update", f"JobId={trainer}", f"TimeLimit={minutes}")
     for node in ("gpu1", "gpu2"):
-        site.wait(lambda node=node: _works(site, node), 600, f"ranks on {node}", directory)
+        site.wait(lambda node=node: _works(site, node), 600, f"Ray on {node}", directory)
+    site.cluster.run("scancel", "--signal=USR1", "--batch", trainer)
     site.wait_until_started(directory, "trainer", restart=1, timeout_s=900)
     assert steps_done(directory.checkpoints) == 1
-    site.cluster.run("scontrol", "update", f"JobId={trainer}", "TimeLimit=60")
     site.wait(lambda: steps_done(directory.checkpoints) == 2, 900, "step 2", directory)
     site.cluster.lose_gpu_node("gpu2")
     site.wait(lambda: site.job(directory, "trainer").restarts == 2, 120, "the trainer in the queue", directory)
@@ -50,7 +47,7 @@ def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> 
     for step, tasks in zip(steps, _tasks_in_order(directory, 4), strict=True):
         assert step.metrics["actor/grad_norm"] >= 0
         played = [episode.instance_id for episode in step.episodes if episode.error is None]
-        if step.number == 3:  # what was played before the node was lost, and to replace what was lost, stays on record
+        if step.number > 2:  # what was played before the node was lost, and to replace what was lost, stays on record
             assert tasks <= set(played) and len(played) >= 4
         else:
             assert (set(played), len(played)) == (tasks, 4)
@@ -64,7 +61,7 @@ def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> 
 
 
 def _works(site: Site, node: str) -> bool:
-    """Whether actors of Ray, which rename themselves, are on a node."""
+    """Whether processes of Ray, which rename themselves, are on a node."""
     return any(_command(process).startswith("ray::") for process in site.cluster.processes_of(node))
 
 

@@ -14,7 +14,7 @@ KEY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def images() -> None:
-    """Images of the two roles (build, inspect, verify, push) and of tasks (pull, prefetch, gc); list shows both."""
+    """Images of the roles (build, inspect, verify, push) and of tasks (pull, prefetch, save, load, gc); list."""
 
 
 @images.command("build")
@@ -74,6 +74,44 @@ def prefetch(files: tuple[Path, ...]) -> None:
     from skyrl_stack.oci.reference import MADE_HERE
 
     _pull(tuple(image for image in images_of(files) if not image.startswith(MADE_HERE)))
+
+
+@images.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("references", nargs=-1, metavar="[IMAGE]...")
+@click.option("--tasks", multiple=True, type=click.Path(path_type=Path), help="A task file whose images to save.")
+def save(file: Path, references: tuple[str, ...], tasks: tuple[Path, ...]) -> None:
+    """Write IMAGEs of the site's store into the archive FILE, for a site that no registry reaches."""
+    from skyrl_stack.oci.archive import save
+    from skyrl_stack.oci.listing import images_of, stored
+    from skyrl_stack.oci.store import SiteStore
+    from skyrl_stack.sandbox.storage import site_images
+
+    store = SiteStore(site_images())
+    found = stored(store, (*references, *images_of(tasks)))
+    try:
+        save(found, store, file)
+    except OSError as error:
+        raise SetupError(f"{file}: {error.strerror}") from error
+    click.echo(f"{file}: {len(found)} images, {file.stat().st_size / 1e6:.0f} MB")
+
+
+@images.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--name", metavar="IMAGE", help="What its image is called, where the archive does not say.")
+def load(files: tuple[Path, ...], name: str | None) -> None:
+    """Add the images of OCI archives, as `save` or `podman save --format oci-archive` writes them, to the store."""
+    from skyrl_stack.oci.archive import load
+    from skyrl_stack.oci.store import SiteStore
+    from skyrl_stack.sandbox.storage import site_images
+
+    store = SiteStore(site_images())
+    for file in files:
+        try:
+            for image in load(file, store, name=name):
+                click.echo(f"{image.reference}: {image.size / 1e6:.0f} MB, {image.digest}")
+        except OSError as error:
+            raise SetupError(f"{error.filename or file}: {error.strerror}") from error
 
 
 @images.command()

@@ -45,6 +45,22 @@ def images_of(files: Iterable[Path]) -> list[str]:
     return list(found)
 
 
+def stored(store: SiteStore, images: Iterable[str]) -> list[StoredImage]:
+    """Those images, each once.
+
+    Raises:
+        SetupError: none are named, or the store lacks one; names it.
+    """
+    wanted = list(dict.fromkeys(map(Reference.parse, images)))
+    if not wanted:
+        raise SetupError("no image is named: write their names, or --tasks FILE")
+    found = {reference: store.find(reference) for reference in wanted}
+    lacking = [str(reference) for reference, image in found.items() if image is None]
+    if lacking:
+        raise SetupError(f"{lacking[0]}: not in {store.path}; `skyrl-stack images pull {lacking[0]}` fetches it")
+    return [image for image in found.values() if image]
+
+
 def unused(store: SiteStore, *, days: float, keep: Iterable[str]) -> list[StoredImage]:
     """Images that no node has loaded for so long, and that are not to be kept."""
     kept = {str(Reference.parse(image)) for image in keep if not image.startswith(MADE_HERE)}

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -18,6 +19,8 @@ IMAGES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
+LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
+"What says that a directory or a tar is an OCI layout: its file `oci-layout`."
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -86,8 +89,10 @@ def read_manifest(content: bytes, media_type: str | None = None) -> Manifest:
     return Manifest(descriptor, content, (parts.config, *parts.layers))
 
 
-def layout_index(descriptor: Descriptor, reference: str) -> bytes:
-    """`index.json` of an OCI layout that holds the image `reference`."""
-    entry = descriptor.model_dump(exclude_none=True)
-    entry["annotations"] = {"org.opencontainers.image.ref.name": reference}
-    return json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+def layout_index(images: Iterable[tuple[Descriptor, str]]) -> bytes:
+    """`index.json` of an OCI layout that holds images under their names."""
+    entries = [
+        descriptor.model_dump(exclude_none=True) | {"annotations": {"org.opencontainers.image.ref.name": name}}
+        for descriptor, name in images
+    ]
+    return json.dumps({"schemaVersion": 2, "manifests": entries}).encode()

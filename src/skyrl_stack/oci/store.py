@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.oci.manifest import Descriptor, Manifest, layout_index, read_manifest
+from skyrl_stack.oci.manifest import LAYOUT, Descriptor, Manifest, layout_index, read_manifest
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.records import write_atomic
 
@@ -90,10 +90,10 @@ class SiteStore:
         """Give the image, all blobs of which are here, its name."""
         folder = self._images / reference.file_name
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        write_atomic(folder / "oci-layout", LAYOUT)
         with suppress(FileExistsError):
             (folder / "blobs").symlink_to("../../blobs")
-        write_atomic(folder / "index.json", layout_index(manifest.descriptor, str(reference)))
+        write_atomic(folder / "index.json", layout_index([(manifest.descriptor, str(reference))]))
         image = self.find(reference)
         if image is None:
             raise SetupError(f"{folder}: not complete; is `skyrl-stack images gc` running?")

@@ -69,7 +69,7 @@ def _files(survey: Survey, files: int) -> Iterator[Need | Finding]:
 
 
 def images(profile: Profile) -> Iterator[Need]:
-    """All nodes may come to hold all images; the runtime evicts what is unused when its disk is full."""
+    """Each node may come to hold all images; none is removed from it during a run."""
     tasks, launcher = profile.tasks, profile.launcher
     if tasks.file is not None or not isinstance(launcher, SlurmLauncher):
         return
