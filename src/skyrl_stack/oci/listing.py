@@ -13,15 +13,15 @@ _DAY_S = 86_400.0
 
 
 def store_lines(store: SiteStore) -> Iterator[str]:
-    """A line for each image, then what the store takes of its file system and what is left of that."""
+    """A line for each image, then what the store takes of its file system, and what that and quotas leave."""
     for image in store.images():
         days = max(0.0, (time.time() - image.used_at) / _DAY_S)
         yield f"{image.reference}  {image.size / 1e6:.0f} MB  {image.digest[:23]}…  used {days:.0f} days ago"
     usage = store.usage()
-    inodes = f", {usage.free_inodes} inodes" if usage.free_inodes else ""  # some file systems do not count them
+    inodes = "" if usage.left.files is None else f", {usage.left.files} inodes"
     yield (
         f"{store.path}: {usage.blobs} blobs, {usage.size / 1e9:.2f} GB, shared layers once; "
-        f"free: {usage.free / 1e9:.1f} GB{inodes}"
+        f"free: {usage.left.bytes / 1e9:.1f} GB{inodes}"
     )
 
 

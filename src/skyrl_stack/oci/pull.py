@@ -14,6 +14,7 @@ from skyrl_stack.oci.manifest import Descriptor, Manifest
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.registry import Registry, Say
 from skyrl_stack.oci.store import SiteStore, StoredImage
+from skyrl_stack.room import room
 
 _TRIES = 5
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +54,7 @@ def _manifests(registry: Registry, reference: Reference, store: SiteStore) -> li
 
 
 def _require_room(reference: Reference, store: SiteStore, lacking: list[Descriptor]) -> None:
-    needed, free = sum(blob.size for blob in lacking), store.free()
+    needed, free = sum(blob.size for blob in lacking), room(store.path).bytes
     if needed > free:
         raise SetupError(
             f"cannot pull {reference}: it needs {needed / 1e6:.0f} MB of {store.path}, where {free / 1e6:.0f} MB are "

@@ -22,6 +22,7 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.oci.manifest import LAYOUT, Descriptor, Manifest, layout_index, read_manifest
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.records import write_atomic
+from skyrl_stack.room import Room, room
 
 STORE_VARIABLE = "SKYRL_IMAGES"
 _HALF_DONE_S = 24 * 3600.0
@@ -46,12 +47,11 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a store takes, and what its file system has left; as far as the file system says."""
+    """What a store takes, and what is left for it."""
 
     blobs: int
     size: int
-    free: int
-    free_inodes: int
+    left: Room
 
 
 class SiteStore:
@@ -127,13 +127,9 @@ class SiteStore:
                 folder.rmdir()
         return count, size
 
-    def free(self) -> int:
-        """Bytes that its file system has left for this user."""
-        return shutil.disk_usage(_existing(self.path)).free
-
     def usage(self) -> Usage:
         sizes = [path.stat().st_size for path in _files(self._blobs)]
-        return Usage(len(sizes), sum(sizes), self.free(), os.statvfs(_existing(self.path)).f_favail)
+        return Usage(len(sizes), sum(sizes), room(self.path))
 
     def _read(self, folder: Path) -> StoredImage | None:
         try:
@@ -161,7 +157,3 @@ def _is_old(path: Path) -> bool:
     with suppress(OSError):
         return time.time() - path.stat().st_mtime > _HALF_DONE_S
     return False
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -1,10 +1,7 @@
 """Survey: what is seen of the place where a run is to be, asked once before it is planned."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from skyrl_stack.errors import SetupError, SlurmRefused, SlurmUnreachable
 from skyrl_stack.launch.plan.model import Shape, read_parameters, read_shape
@@ -13,6 +10,7 @@ from skyrl_stack.launch.slurm.client import Partition
 from skyrl_stack.launch.slurm.jobs import Job
 from skyrl_stack.launch.slurm.limits import Limit
 from skyrl_stack.profile import Profile
+from skyrl_stack.room import room
 from skyrl_stack.tasks.manifest import Standing, standing
 
 
@@ -40,16 +38,15 @@ class Survey:
 
 def survey(profile: Profile) -> Survey:
     """Look at the place that `profile` means to use. Nothing here waits for a network but Slurm's own commands."""
-    root = profile.run.root.absolute()
-    root = next(folder for folder in (root, *root.parents) if folder.exists())
+    left = room(profile.run.root.absolute())
     partitions = _partitions() if profile.launcher.kind == "slurm" else None
     return Survey(
         partitions=partitions,
         limits=limits.limits() if partitions is not None else (),
         queued=_queued() if partitions is not None else (),
         array_size=client.array_size() if partitions is not None else None,
-        free_bytes=shutil.disk_usage(root).free,
-        free_files=_free_files(root),
+        free_bytes=left.bytes,
+        free_files=left.files,
         shape=read_shape(profile.model.path),
         parameters=read_parameters(profile.model.path),
         standing=standing(profile.tasks.file) if profile.tasks.file else None,
@@ -68,9 +65,3 @@ def _queued() -> list[Job]:
         return client.in_queue()
     except (SlurmUnreachable, SlurmRefused, SetupError):
         return []
-
-
-def _free_files(folder: Path) -> int | None:
-    """Inodes; file systems that make them as they go say 0."""
-    status = os.statvfs(folder)
-    return status.f_favail if status.f_files else None
