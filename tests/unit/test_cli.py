@@ -33,6 +33,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (["report", "."], "not a run directory"),
         (["tasks", "list", "absent.jsonl"], "absent.jsonl: no such task file"),
         (["tasks", "import", "absent.jsonl", "tasks.jsonl"], "absent.jsonl: no such file or directory"),
+        (["tasks", "import", "absent.jsonl", "/proc/no/tasks.jsonl"], "/proc/no: No such file or directory"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_1(tmp_path: Path, arguments: list[str], said: str) -> None:

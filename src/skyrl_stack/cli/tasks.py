@@ -24,14 +24,16 @@ def tasks() -> None:
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--split", default="train", show_default=True, help="Part of a data set, or of a directory.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many tasks.")
-def import_(source: str, target: Path, split: str, limit: int | None) -> None:
+@click.option("--dropped", type=click.Path(dir_okay=False, path_type=Path), help="Where to write each row left out.")
+def import_(source: str, target: Path, split: str, limit: int | None, dropped: Path | None) -> None:
     """Write the tasks of SOURCE, a .parquet or .jsonl file, a directory of them or a Hub name, to TARGET.
 
     Known: SWE-bench (also Verified and Lite), SWE-Gym, SWE-smith, R2E-Gym, SWE-rebench and SWE-bench-extra.
     """
     from skyrl_stack.tasks.imports import import_tasks
 
-    for line in import_tasks(source, target, split=split, limit=limit, say=click.echo).lines():
+    tally = import_tasks(source, target, split=split, limit=limit, dropped=dropped, say=click.echo)
+    for line in tally.lines():
         click.echo(line)
 
 

@@ -14,6 +14,10 @@ Row = Mapping[str, Any]
 Columns = dict[str, Any]
 KEPT = ("hints_text", "created_at", "difficulty", "environment_setup_commit", "license_name")
 "Columns that are taken over where a row has them."
+TEXTS = frozenset(
+    {"instance_id", "repo", "repo_name", "base_commit", "commit_hash", "image_name", "docker_image", "patch"}
+    | {"test_patch", "problem_statement", "parsed_commit_content", "expected_output_json"}
+)
 SMITH_COMMAND = "pytest --disable-warnings --color=no --tb=no -rA -p no:cacheprovider"
 SMITH_SETUP = """\
 cd {repository}
@@ -59,6 +63,9 @@ def convert(row: Row) -> Columns:
         TaskError: the row lacks what a task is made of; says what.
     """
     name = data_set_of(row)
+    for column in TEXTS & row.keys():
+        if not isinstance(row[column], str | None):
+            raise TaskError(f"{column}: not text")
     columns = _CONVERTERS[name](row)
     if not columns.get("canary"):
         columns["eval_script"], columns["canary"] = with_canary(columns["eval_script"])
@@ -101,6 +108,7 @@ def _swe_gym(row: Row) -> Columns:
 def _swe_rebench(row: Row) -> Columns:
     """Rows that say how they were installed, and with that how their tests are run."""
     said = row.get("install_config") or {}
+    said = json.loads(said) if isinstance(said, str) else said
     image = row.get("docker_image") or row.get("image_name")
     image = image or f"swerebench/sweb.eval.x86_64.{_dashed(row, '_1776_')}:latest"
     columns = _swe(row, _full(image))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.records import draft_of
@@ -29,7 +30,13 @@ class Tally:
     ids_removed: int = 0
     "Test ids that no reader of a log can find, taken out of rows that are kept."
 
+    def report(self) -> Iterator[str]:
+        """A line for each row that was dropped."""
+        for reason, names in self.dropped.items():
+            yield from (f"{name}\t{reason}\n" for name in names)
+
     def lines(self) -> Iterator[str]:
+        """For people."""
         total = self.kept + sum(map(len, self.dropped.values()))
         yield f"{total} rows read, {self.kept} tasks written"
         for reason, names in sorted(self.dropped.items(), key=lambda entry: -len(entry[1])):
@@ -40,9 +47,15 @@ class Tally:
 
 
 def import_tasks(
-    source: str, target: Path, *, split: str = "train", limit: int | None = None, say: Callable[[str], None] = print
+    source: str,
+    target: Path,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    dropped: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Tally:
-    """Write the tasks of `source` to `target`, which appears when it is complete.
+    """Write the tasks of `source` to `target`, which appears when it is complete, and what is `dropped` and why.
 
     Raises:
         TaskError: the source cannot be read, or gives no task.
@@ -54,17 +67,20 @@ def import_tasks(
         for place, row in read_rows(source, split):
             try:
                 task = _task(row, seen, tally)
-            except TaskError as error:
+                line = f"{task.model_dump_json()}\n".encode()
+            except (TaskError, PydanticSerializationError) as error:  # the latter: half a character
                 name = row.get("instance_id") if isinstance(row, dict) else None
                 tally.dropped[str(error)].append(str(name or place))
                 continue
             seen.add(task.instance_id)
-            draft.write(f"{task.model_dump_json()}\n".encode())
+            draft.write(line)
             tally.kept += 1
             if tally.kept % 500 == 0:
                 say(f"{tally.kept} tasks so far")
             if tally.kept == limit:
                 break
+        if dropped:
+            dropped.write_text("".join(tally.report()), errors="backslashreplace")
         if not tally.kept:
             raise TaskError("; ".join([f"{source}: no task in it", *list(tally.lines())[1:]]))
     return tally
@@ -75,7 +91,7 @@ def _task(row: Row | TaskError, seen: set[str], tally: Tally) -> Task:
         raise row
     try:
         columns = convert(row)
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise TaskError(f"a column is missing or malformed: {type(error).__name__}: {error}") from error
     if columns["log_parser"] not in READ_WITH_BLANKS:
         for name in ("FAIL_TO_PASS", "PASS_TO_PASS"):

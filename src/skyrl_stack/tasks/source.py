@@ -12,6 +12,8 @@ Row = dict[str, Any]
 BULK = frozenset({"execution_result_content", "prompt", "modified_entity_summaries", "responses_create_params"})
 "Columns that no task is made of; in R2E-Gym they are nearly all of the data."
 BATCH_ROWS = 32
+READ_AHEAD = 1 << 20
+"Bytes of a column. Without a bound, whole row groups are read, and all that was read stays in memory."
 SUFFIXES = (".parquet", ".jsonl")
 
 
@@ -46,13 +48,18 @@ def _files(path: Path, split: str) -> list[Path]:
 
 
 def _of_lines(file: Path) -> Iterator[tuple[str, Row | TaskError]]:
-    with file.open() as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
             place = f"{file}:{number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                yield place, TaskError(f"not JSON: {error}")
+                yield place, TaskError(f"not JSON: {error.msg}")
+                continue
+            except UnicodeDecodeError:
+                yield place, TaskError("not UTF-8")
                 continue
             yield place, row if isinstance(row, dict) else TaskError("not a JSON object")
 
@@ -64,14 +71,21 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, Row]]:
     except ImportError as error:
         raise SetupError(f"{file}: reading it needs pyarrow: run `make setup`") from error
     try:
-        table = parquet.ParquetFile(file, pre_buffer=False)  # else all that was read stays in memory
+        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_AHEAD)
     except (OSError, pyarrow.ArrowException) as error:
-        raise TaskError(f"{file}: not a parquet file: {error}") from error
+        raise TaskError(f"{file}: not a parquet file: {_first_line(error)}") from error
     columns = [name for name in table.schema_arrow.names if name not in BULK]
     number = 0
     with table:
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            for row in batch.to_pylist():
+        batches = table.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                raise TaskError(f"{file}: damaged after row {number}: {_first_line(error)}") from error
+            for row in rows:
                 number += 1
                 yield f"{file}:{number}", row
 
@@ -87,5 +101,8 @@ def read_hub(name: str, split: str) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows, 1):
             yield f"{name}:{number}", {key: value for key, value in row.items() if key not in BULK}
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"{name}: the Hub does not give split {split}: {reason}") from error
+        raise TaskError(f"{name}: the Hub does not give split {split}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -66,17 +66,20 @@ def read_tasks(path: Path) -> Iterator[Task]:
     """
     if not path.is_file():
         raise TaskError(f"{path}: no such task file")
-    with path.open() as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
             try:
                 yield Task.model_validate(json.loads(line))
-            except (json.JSONDecodeError, ValidationError) as error:
-                raise TaskError(f"{path}:{number}: not a task: {reason_of(error)}") from error
+            except ValueError as error:  # no JSON, no text, or no task
+                way_out = "`skyrl-stack tasks import` makes tasks of data sets"
+                raise TaskError(f"{path}:{number}: not a task: {reason_of(error)}; {way_out}") from error
 
 
-def reason_of(error: json.JSONDecodeError | ValidationError) -> str:
+def reason_of(error: ValueError) -> str:
     """What is wrong with a row, on one line."""
-    if isinstance(error, json.JSONDecodeError):
+    if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
