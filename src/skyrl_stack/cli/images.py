@@ -89,10 +89,7 @@ def save(file: Path, references: tuple[str, ...], tasks: tuple[Path, ...]) -> No
 
     store = SiteStore(site_images())
     found = stored(store, (*references, *images_of(tasks)))
-    try:
-        save(found, store, file)
-    except OSError as error:
-        raise SetupError(f"{file}: {error.strerror}") from error
+    save(found, store, file)
     click.echo(f"{file}: {len(found)} images, {file.stat().st_size / 1e6:.0f} MB")
 
 
@@ -107,11 +104,8 @@ def load(files: tuple[Path, ...], name: str | None) -> None:
 
     store = SiteStore(site_images())
     for file in files:
-        try:
-            for image in load(file, store, name=name):
-                click.echo(f"{image.reference}: {image.size / 1e6:.0f} MB, {image.digest}")
-        except OSError as error:
-            raise SetupError(f"{error.filename or file}: {error.strerror}") from error
+        for image in load(file, store, name=name):
+            click.echo(f"{image.reference}: {image.size / 1e6:.0f} MB, {image.digest}")
 
 
 @images.command()
