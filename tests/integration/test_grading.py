@@ -11,6 +11,7 @@ from skyrl_stack.errors import GradingFailed
 from skyrl_stack.grading.apply import apply_patch
 from skyrl_stack.grading.grade import Grade, grade
 from skyrl_stack.grading.patch import Start, extract_patch
+from skyrl_stack.grading.start import hand_over
 from skyrl_stack.sandbox.contract import Sandbox, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -265,6 +266,65 @@ def test_tests_that_take_for_ever_are_not_resolved(bench: Bench, task: Task) -> 
 
 def test_hooks_cannot_be_patched_in(bench: Bench, task: Task) -> None:
     assert bench.grade(task, adding(".git/hooks/post-checkout", "#!/bin/sh")).reason == "PatchRefused"
+
+
+HOOK = ("#!/bin/sh", "touch /tmp/hooked")
+
+
+def adding_hook(prefix: str) -> str:
+    return adding(prefix, *HOOK).replace("mode 100644", "mode 100755")
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        adding("way", ".git").replace("mode 100644", "mode 120000") + adding_hook("way/hooks/post-checkout"),
+        adding_hook("X")
+        .replace("a/X", r'"a/\056git/hooks/post-checkout"')
+        .replace("b/X", r'"b/\056git/hooks/post-checkout"'),
+    ],
+    ids=["symbolic-link", "quoted-name"],
+)
+def test_hooks_cannot_be_patched_in_by_a_way_round(bench: Bench, task: Task, patch: str) -> None:
+    """git refuses both; patch(1), the last way to apply a patch, would write the hook."""
+    verdict = bench.grade(task, f"{task.patch}{patch}")
+    assert (verdict.resolved, verdict.reason) == (False, "PatchDoesNotApply")
+
+
+def test_a_patch_larger_than_any_fix_is_none(bench: Bench, task: Task) -> None:
+    fill = "for i in 1 2 3 4 5; do head -c 3500000 /dev/urandom > data$i.bin; done"
+    assert bench.extract(task, change(), fill) == ""
+    assert touched(bench.extract(task, change(), fill, "rm data[2-5].bin")) == ["data1.bin", SOURCE]
+
+
+SUBMODULE = """
+export GIT_CONFIG_GLOBAL=/tmp/gitconfig
+git config --global protocol.file.allow always
+git config --global user.name x && git config --global user.email x
+git init -q /tmp/library && cd /tmp/library
+echo one > a.py && git add . && git commit -q -m one && echo 'THE FUTURE' > b.py && git add . && git commit -q -m two
+cd /testbed && git submodule add -q /tmp/library library && git -C library checkout -q HEAD~1
+git add library && git commit -q -m 'with a submodule' && rm -rf /tmp/library
+"""
+
+
+def test_a_fix_beside_a_submodule_is_resolved(bench: Bench, task: Task) -> None:
+    """Its repository lies in the one that is taken away: git must not ask for it, and nobody can look into it."""
+    with_submodule = task.model_copy(update={"has_history": True, "base_commit": "HEAD", "setup": SUBMODULE})
+
+    async def body() -> tuple[str, str]:
+        sandbox = await bench.sandboxes.start(SandboxSpec(image=task.image))
+        start = await hand_over(sandbox, with_submodule)
+        await sandbox.run(f"sed -i 's/ not in UNCOUNTABLES/ in UNCOUNTABLES/' {SOURCE}; echo two >> library/a.py")
+        seen = await sandbox.run(
+            "ls -A library; git status --porcelain; git -C library log --format=%s; find / -name b.py"
+        )
+        return await extract_patch(sandbox, with_submodule, start), seen.stdout
+
+    patch, seen = bench.runner.run(body())
+    assert seen.splitlines() == ["a.py", f" M {SOURCE}", "start"]
+    assert touched(patch) == [SOURCE]
+    assert bench.grade(with_submodule, patch).resolved
 
 
 def test_no_image_is_no_grade(bench: Bench, task: Task) -> None:

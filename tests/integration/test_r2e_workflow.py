@@ -269,6 +269,13 @@ async def test_tampering_is_not_resolved(lab: Lab, command: str) -> None:
     assert verdict.reason in ("EmptyPatch", "TestsFailed", "ReportForged", "TestsDidNotRun")
 
 
+@pytest.mark.parametrize("path", [".venv/pyvenv.cfg", ".venv/lib/python3/site-packages/forge.pth", ".venv/bin/pytest"])
+async def test_a_patch_into_the_environment_does_not_apply(lab: Lab, path: str) -> None:
+    """As an agent could make one that has replaced git in its sandbox: extraction leaves the environment out."""
+    patch = FIX + diff_of(path, None, "import os; os._exit(0)\n")
+    assert (await lab.grade("R2E-Gym", patch)).reason == "PatchDoesNotApply"
+
+
 async def test_an_image_that_cannot_be_made_ready_is_no_grade(lab: Lab) -> None:
     smith = lab.tasks["SWE-smith"]
     broken = smith.model_copy(update={"setup": smith.setup.replace("x / 2", "x / 3")})

@@ -17,7 +17,9 @@ WAYS = (
 )
 "Source: swebench 5, harness/run_evaluation.py: GIT_APPLY_CMDS, with its clean-up between them and its last check."
 
-# What git does not know and yet decides how tests run, the image's hidden tests first, comes back as it was.
+# What git does not know and yet decides how tests run, the image's hidden tests first, comes back as it was. Two things
+# are too large for that, and a patch that has touched them does not apply: an environment in the repository, and
+# .git, where hooks would run. git refuses paths into .git, but patch(1) follows a symbolic link of the patch's own.
 APPLY = """
 cd {repository}
 clean() {{ git checkout --quiet -- . ; git clean --quiet -fd -- . "${{given[@]/#/:(exclude,literal)}}"; }}
@@ -26,14 +28,22 @@ apply() {{
     mapfile -d '' -t given < <(git ls-files --others --exclude-standard --directory -z)
     given=("${{given[@]%/}}")
     {others}
-    git apply --check --reverse {file}
+    clean; before=$(state .git)
+    {last} {file}; status=$?
+    [ "$before" = "$(state .git)" ] || exit 1
+    [ "$status" = 0 ] || git apply --check --reverse {file}
 }}
+state() {{ [ -z "$*" ] || find "$@" -printf '%p %i %s %C@\n' | sort | sha256sum; }}
+shopt -s nullglob dotglob
+environments=(*/bin/python)
+environments=("${{environments[@]%/bin/python}}")
+as_it_was=$(state "${{environments[@]}}")
 {{
     git ls-files --others -z -- {protected}
     for path in {hidden}; do [ ! -e "$path" ] || printf '%s\\0' "$path"; done
 }} > {file}.kept
 [ ! -s {file}.kept ] || tar --create --absolute-names --null --files-from={file}.kept --file={file}.tar || exit 1
-apply || exit 1
+apply && [ "$as_it_was" = "$(state "${{environments[@]}}")" ] || exit 1
 git reset --quiet
 for path in {hidden}; do rm -rf -- "$path"; done
 git clean --quiet -fdx -- {protected}
@@ -57,12 +67,13 @@ async def apply_patch(sandbox: Sandbox, task: Task, patch: str) -> bool:
     """
     file = f"/tmp/patch-{secrets.token_hex(8)}.diff"
     await sandbox.write_file(file, patch.encode())
-    first, *others = WAYS
+    first, *others, last = WAYS
     script = APPLY.format(
         repository=REPOSITORY,
         file=file,
         first=first,
         others="\n    ".join(f"clean; {way} {file} && return" for way in others),
+        last=last,
         protected=shlex.join(protected_pathspecs(task)),
         hidden=shlex.join(task.hidden),
     )

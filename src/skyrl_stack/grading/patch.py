@@ -11,6 +11,8 @@ from skyrl_stack.tasks.task import REPOSITORY, Task
 TIMEOUT_S = 120.0
 LARGEST_FILE_MB = 4
 "Larger files are results of a run, not parts of a fix."
+LARGEST_PATCH_MB = 16
+"A larger patch is no fix, and would be held in memory by whoever grades it."
 LEFTOVERS = (
     "__pycache__/",
     "*.py[cod]",
@@ -36,12 +38,13 @@ printf '%s\n' {leftovers} > {directory}/git/info/exclude
 export GIT_DIR={directory}/git GIT_WORK_TREE={repository} GIT_INDEX_FILE={directory}/index
 git config core.bare false
 git read-tree {commit}
-find . -mindepth 2 -type d -name .git -prune -exec rm -rf {{}} +
+find . -mindepth 2 -name .git -prune -exec rm -rf {{}} +
 printf '%s\0' . {excluded} > {directory}/pathspecs
 find . -name .git -prune -o -type f -size +{largest}M -printf ':(top,exclude,literal)%P\0' >> {directory}/pathspecs
 git add --all --pathspec-from-file={directory}/pathspecs --pathspec-file-nul
 git diff --cached --binary --full-index --no-color --no-ext-diff --no-textconv --no-renames --ignore-submodules=all \
     {commit} > {directory}/patch
+(( $(stat --format=%s {directory}/patch) <= {largest_patch} << 20 ))
 """
 CLEAN = (
     "env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=/nonexistent LC_ALL=C GIT_CONFIG_GLOBAL=/dev/null "
@@ -63,8 +66,8 @@ async def extract_patch(sandbox: Sandbox, task: Task, start: Start) -> str:
     """The changes of the working tree against `start`, committed or not, with new and binary files.
 
     Without what .gitignore names, leftovers of runs, nested repositories' own files, and all that is protected.
-    For the end of an episode: it unwraps nested repositories. Empty where the agent destroyed the repository, for
-    then it has left no fix that anybody could apply.
+    For the end of an episode: it unwraps nested repositories. Empty where the agent destroyed the repository, or
+    changed more than any fix does: then it has left none that anybody could apply.
 
     Raises:
         SandboxLost: the sandbox is gone.
@@ -86,6 +89,7 @@ async def _extract(sandbox: Sandbox, task: Task, start: Start, *, attributes: st
         leftovers=shlex.join(LEFTOVERS),
         excluded=shlex.join([*protected_pathspecs(task, exclude=True), *given]),
         largest=LARGEST_FILE_MB,
+        largest_patch=LARGEST_PATCH_MB,
     )
     # Its own shell: aliases and functions of the agent's are not there.
     done = await sandbox.run(CLEAN + shlex.quote(script), timeout_s=TIMEOUT_S, shell="extract")

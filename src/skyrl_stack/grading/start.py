@@ -14,6 +14,7 @@ from skyrl_stack.tasks.task import REPOSITORY, Task
 
 # The new repository holds one commit: the tracked files as they are now. Packs cannot be thinned out faster than
 # by fetching what that commit needs into a repository of its own. No branch, tag, reflog, stash or remote goes along.
+# Nor do the repositories of submodules, which lay in the old one: git passes over their files from now on.
 SEAL = """
 set -euo pipefail
 rm -rf -- {hidden}
@@ -31,6 +32,8 @@ mv {directory}/git .git
 git config core.bare false
 git config core.logAllRefUpdates false
 git reset --quiet
+git ls-files --stage -z | sed --null-data --quiet 's|^160000 [^\\t]*\\t\\(.*\\)|\\1/.git|p' |
+    xargs --null --no-run-if-empty rm -rf --
 git rev-parse HEAD > {directory}/commit
 git ls-files --others --exclude-standard --directory -z > {directory}/untracked
 """
