@@ -27,7 +27,7 @@ from rich.table import Table
 
 from skyrl_stack.factory.obtain import ensure_images
 from skyrl_stack.grading.apply import apply_patch
-from skyrl_stack.grading.control import broken_script, passed_although_broken
+from skyrl_stack.grading.control import control_of, passed_although_broken
 from skyrl_stack.grading.grade import grade
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import judge
@@ -126,9 +126,11 @@ async def control(task: Task, script: str, sandboxes: PodmanSandboxes) -> bool:
     sandbox = await sandboxes.start(SandboxSpec(image=task.image, **RuntimeSection().sizes))
     await set_up(sandbox, task)
     assert await apply_patch(sandbox, task, task.patch)
-    run = await run_script(sandbox, broken_script(task, script), timeout_s=TIMEOUT_S)
+    scripts = control_of(task, script)
+    assert scripts
+    logs = [(await run_script(sandbox, each, timeout_s=TIMEOUT_S)).log for each in scripts]
     await sandbox.stop()
-    return passed_although_broken(task, run.log) != []
+    return passed_although_broken(task, *logs) != []
 
 
 async def side_by_side(tasks: list[Task], group: Path) -> Meter:

@@ -236,6 +236,23 @@ def test_who_spares_the_test_that_must_fail_passes_broken_tests_too(bench: Bench
     )
 
 
+WRITTEN_ANEW = (
+    "import os",
+    "lines = [*(f'PASSED {t}' for t in TESTS), 'FAILED test_must_fail.py::test_must_fail - x']",
+    "start, end = (f\"+ : '>>>>> {word} Test Output'\" for word in ('Start', 'End'))",
+    "open('/tmp/log', 'w').write('\\n'.join([start, *lines, end, '>>>>> Test Exit Code: 1', '']))",
+    "open('/tmp/head', 'w').write('#!/bin/sh\\ncat /tmp/log\\n')",
+    "os.chmod('/tmp/head', 0o755)",
+    "os.replace('/tmp/head', '/usr/bin/head')",
+)
+
+
+def test_who_writes_the_whole_log_anew_passes_broken_tests_too(bench: Bench, task: Task) -> None:
+    """What the control has broken is known before that could be written anew, too."""
+    verdict = bench.grade(task, bench.at_import(task, names_of_tests(task), *WRITTEN_ANEW))
+    assert (verdict.resolved, verdict.reason) == (False, "ReportForged")
+
+
 @pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.py", "pytest.py", "_pytest.py", "pluggy.py"])
 def test_a_module_in_the_place_of_the_runner_is_not_run(bench: Bench, task: Task, name: str) -> None:
     patch = adding(name, names_of_tests(task), *FORGERY, "_forge()", "import os; os._exit(0)")

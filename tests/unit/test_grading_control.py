@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_stack.grading import break_tests
-from skyrl_stack.grading.control import broken_script, passed_although_broken
+from skyrl_stack.grading.control import control_of, passed_although_broken
 from skyrl_stack.tasks.task import EXACT, Task
 
 FORMS = b'''\
@@ -123,10 +123,10 @@ def task(parser: str, *ids: str, **columns: object) -> Task:
     )
 
 
-def log(broken: list[str], *lines: str) -> str:
-    before = [f"broken: {name}" for name in broken]
-    text = [*before, "+ : '>>>>> Start Test Output'", *lines, "+ : '>>>>> End Test Output'", ">>>>> Test Exit Code: 1"]
-    return "\n".join([*text, ""])
+def logs(broken: list[str], *lines: str) -> tuple[str, str]:
+    """Of the breaking, and of the run, in which lines about the former count for nothing."""
+    text = ["+ : '>>>>> Start Test Output'", *lines, "+ : '>>>>> End Test Output'", ">>>>> Test Exit Code: 1"]
+    return "".join(f"broken: {name}\n" for name in broken), "\n".join(["broken: t/c.py::T.test_y", *text, ""])
 
 
 @pytest.mark.parametrize(
@@ -140,26 +140,30 @@ def log(broken: list[str], *lines: str) -> str:
 )
 def test_who_passes_a_broken_test_is_found_out(parser: str, test: str, broken: str, lines: tuple[str, str]) -> None:
     mine, (passed, failed) = task(parser, test), lines
-    assert passed_although_broken(mine, log([broken], passed.format(test), failed)) == [test]
-    assert passed_although_broken(mine, log(["t/c.py::T.test_y"], passed.format(test), failed)) == []
-    assert passed_although_broken(mine, log([broken], failed)) == []
-    assert passed_although_broken(mine, "nothing") is None
+    assert passed_although_broken(mine, *logs([broken], passed.format(test), failed)) == [test]
+    assert passed_although_broken(mine, *logs(["t/c.py::T.test_y"], passed.format(test), failed)) == []
+    assert passed_although_broken(mine, *logs([broken], failed)) == []
+    assert passed_although_broken(mine, "broken: x::y\n", "nothing") is None
+    assert passed_although_broken(mine, "", logs([broken], passed.format(test), failed)[1]) is None
 
 
 def test_exact_matches_are_controlled_too() -> None:
     mine = task(EXACT, expected_output={"T.test_x[1.5]": "PASSED", "test_y": "FAILED"})
     summary = "=========================== short test summary info ============================"
     broken = ["r2e_tests/test_1.py::T.test_x", "r2e_tests/test_1.py::test_y"]
-    honest = log(broken, summary, "FAILED r2e_tests/test_1.py::T::test_x[1.5]", "FAILED r2e_tests/test_1.py::test_y")
-    forged = log(broken, summary, "PASSED r2e_tests/test_1.py::T::test_x[1.5]", "FAILED r2e_tests/test_1.py::test_y")
-    assert passed_although_broken(mine, honest) == []
-    assert passed_although_broken(mine, forged) == ["T.test_x[1.5]"]
+    honest = logs(broken, summary, "FAILED r2e_tests/test_1.py::T::test_x[1.5]", "FAILED r2e_tests/test_1.py::test_y")
+    forged = logs(broken, summary, "PASSED r2e_tests/test_1.py::T::test_x[1.5]", "FAILED r2e_tests/test_1.py::test_y")
+    assert passed_although_broken(mine, *honest) == []
+    assert passed_although_broken(mine, *forged) == ["T.test_x[1.5]"]
 
 
 def test_the_tests_are_broken_where_they_are_when_they_run() -> None:
     mine = task("parse_log_pytest", "t/a b.py::test_x")
-    script = broken_script(mine, mine.eval_script)
-    assert script.index("'t/a b.py'") < script.index(">>>>> Start Test Output")
-    assert subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True).stderr == b""
-    assert broken_script(mine, "pytest\n") == ""
-    assert broken_script(task("parse_log_sympy", "test_x"), mine.eval_script) == ""  # nobody says where it is
+    control = control_of(mine, mine.eval_script)
+    assert control
+    assert "'t/a b.py'" in control.breaking and "Start Test Output" not in control.breaking
+    assert control.running.index("tar --extract") < control.running.index(">>>>> Start Test Output")
+    for script in control:
+        assert subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True).stderr == b""
+    assert control_of(mine, "pytest\n") is None
+    assert control_of(task("parse_log_sympy", "test_x"), mine.eval_script) is None  # nobody says where it is

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import GradingFailed, InfrastructureError, SandboxExpired, SandboxLost, SandboxStartFailed
 from skyrl_stack.grading.apply import apply_patch, enters_git_directory
-from skyrl_stack.grading.control import broken_script, passed_although_broken
+from skyrl_stack.grading.control import Control, control_of, passed_although_broken
 from skyrl_stack.grading.start import set_up
 from skyrl_stack.grading.verdict import Tally, judge
 from skyrl_stack.runtime_section import RuntimeSection
@@ -121,13 +121,13 @@ class _Trial:
         done = await self._play(patch, script)
         if done is None:
             return Grade(resolved=False, reason="PatchDoesNotApply")
-        verdict = await asyncio.to_thread(_judge, self.task, done)
-        if patch and verdict and verdict.resolved and (control := broken_script(self.task, script)):
+        verdict = await asyncio.to_thread(_judge, self.task, done[0])
+        if patch and verdict and verdict.resolved and (control := control_of(self.task, script)):
             return await self._confirm(verdict, patch, control)
         return verdict
 
-    async def _play(self, patch: str, script: str) -> ScriptRun | None:
-        """What `script` says of the repository with `patch`, or None where that does not apply.
+    async def _play(self, patch: str, *scripts: str) -> list[ScriptRun] | None:
+        """What `scripts`, one after the other, say of the repository with `patch`, or None where that does not apply.
 
         Raises:
             SandboxLost, SandboxStartFailed: as the contract says.
@@ -137,20 +137,21 @@ class _Trial:
             await set_up(sandbox, self.task)
             if patch and not await apply_patch(sandbox, self.task, patch):
                 return None
-            return await run_script(sandbox, script, timeout_s=self.timeout_s)
+            return [await run_script(sandbox, script, timeout_s=self.timeout_s) for script in scripts]
         except SandboxExpired:
-            return ScriptRun(log="", timed_out=True, seconds=self.timeout_s)
+            return [ScriptRun(log="", timed_out=True, seconds=self.timeout_s)] * len(scripts)
         finally:
             await asyncio.shield(sandbox.stop())
 
-    async def _confirm(self, verdict: Grade, patch: str, control: str) -> Grade | None:
+    async def _confirm(self, verdict: Grade, patch: str, control: Control) -> Grade | None:
         """`verdict`, where broken tests fail with this patch, too; None where they do not even run.
 
         Raises:
             SandboxLost, SandboxStartFailed: as the contract says.
         """
-        done = await self._play(patch, control)
-        passed = await asyncio.to_thread(passed_although_broken, self.task, done.log if done else "")
+        if not (done := await self._play(patch, *control)):
+            return None
+        passed = await asyncio.to_thread(passed_although_broken, self.task, *(run.log for run in done))
         if passed:
             return verdict.model_copy(update={"resolved": False, "reason": "ReportForged"})
         return verdict if passed is not None else None
