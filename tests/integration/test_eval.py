@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from swebench.harness.utils import get_predictions_from_file
 
 from skyrl_stack.agent.calls import render_call
 from skyrl_stack.cli import main
@@ -165,6 +167,9 @@ def goes_on_with_what_was_lost(script: Script, file: Path, out: Path, task: Task
     assert prediction["instance_id"] == task.instance_id
     assert prediction["model_patch"].startswith("diff --git ")
     assert len(list(out.glob("predictions-*.jsonl"))) == 9
+    listed = CliRunner().invoke(main, ["tasks", "list", str(file), "--eval", str(out)])
+    assert re.search(rf"{re.escape(task.instance_id)} .* line, place .* 3/9 ", listed.output)
+    assert get_predictions_from_file(str(out / "predictions-0.jsonl"), "", "") == [prediction]
 
 
 def test_an_evaluation_of_other_tasks_and_a_model_that_is_no_url_are_refused(

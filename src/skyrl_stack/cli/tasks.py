@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+SOLVED = "Directory of an evaluation: how often its model solved each task, which is how hard a task is for it."
 OWN = "A source distribution (.tar.gz) or a git checkout of your own, in place of the catalogue."
 WHEEL = "With --from: a pure-Python wheel that its tests need, besides pytest."
 SETTINGS = click.option(
@@ -73,11 +74,17 @@ def make(
 
 @tasks.command("list")
 @FILE
-def list_(file: Path) -> None:
-    """A line for each task of FILE: its tests, its image and what `verify` said of it."""
+@click.option("--eval", "evaluation", type=click.Path(file_okay=False, path_type=Path), help=SOLVED)
+def list_(file: Path, evaluation: Path | None) -> None:
+    """A line for each task of FILE: its kind, its tests, its image and what `verify` said of it."""
     from skyrl_stack.tasks.listing import print_tasks
 
-    print_tasks(file)
+    if not evaluation:
+        return print_tasks(file)
+    from skyrl_stack.evaluation.summary import solved_attempts
+
+    solved = {name: (sum(attempts), len(attempts)) for name, attempts in solved_attempts(evaluation).items()}
+    return print_tasks(file, solved)
 
 
 @tasks.command()

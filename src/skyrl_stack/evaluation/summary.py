@@ -1,7 +1,8 @@
 """Summary: what an evaluation came to: pass@k with intervals, endings, costs and where the time went."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE
@@ -10,8 +11,9 @@ from rich.table import Table
 
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.evaluation.estimates import mean_with_interval, pass_at
-from skyrl_stack.evaluation.run import Attempt, Evaluation
-from skyrl_stack.records import publish
+from skyrl_stack.evaluation.run import Attempt, Evaluation, Subject
+from skyrl_stack.records import publish, read
+from skyrl_stack.run_directory import RunDirectory
 
 
 class Estimate(BaseModel):
@@ -61,15 +63,30 @@ def conclude(evaluation: Evaluation, *, prices: tuple[float, float] | None = Non
     return summary
 
 
+def solved_attempts(directory: Path) -> dict[str, list[bool]]:
+    """By task, whether each attempt of the evaluation in `directory` solved it.
+
+    Raises:
+        RunDirectoryError: no evaluation is there.
+    """
+    evaluation = Evaluation(RunDirectory(directory), read(directory / "subject.json", Subject))
+    return _solved(evaluation.episode(attempt) for attempt in evaluation.attempts() if not attempt.error)
+
+
+def _solved(episodes: Iterable[Episode]) -> dict[str, list[bool]]:
+    solved: dict[str, list[bool]] = {}
+    for episode in episodes:
+        solved.setdefault(episode.instance_id, []).append(bool(episode.grade and episode.grade.resolved))
+    return solved
+
+
 def summarise(evaluation: Evaluation, *, prices: tuple[float, float] | None = None) -> Summary:
     """Of all attempts so far. `prices` are dollars for a million tokens, read and written."""
     attempts = evaluation.attempts()
     graded = [attempt for attempt in attempts if not attempt.error]
     episodes = [evaluation.episode(attempt) for attempt in graded]
-    solved: dict[str, list[bool]] = {}
-    for episode in episodes:
-        solved.setdefault(episode.instance_id, []).append(bool(episode.grade and episode.grade.resolved))
-    read, written = sum(one.prompt_tokens for one in graded), sum(one.completion_tokens for one in graded)
+    solved = _solved(episodes)
+    asked, written = sum(one.prompt_tokens for one in graded), sum(one.completion_tokens for one in graded)
     return Summary(
         model=evaluation.model,
         tasks=len(solved),
@@ -80,9 +97,9 @@ def summarise(evaluation: Evaluation, *, prices: tuple[float, float] | None = No
         reasons=dict(Counter(episode.grade.reason if episode.grade else "not graded" for episode in episodes)),
         turns=_mean([episode.turns for episode in episodes]),
         seconds=_seconds(episodes),
-        prompt_tokens=read,
+        prompt_tokens=asked,
         completion_tokens=written,
-        dollars=None if prices is None else (read * prices[0] + written * prices[1]) / 1e6,
+        dollars=None if prices is None else (asked * prices[0] + written * prices[1]) / 1e6,
     )
 
 
