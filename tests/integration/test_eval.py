@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from swebench.harness.utils import get_predictions_from_file
 
 from skyrl_stack.agent.calls import render_call
+from skyrl_stack.agent.outcome import Outcome
 from skyrl_stack.cli import main
 from skyrl_stack.evaluation import endpoint as endpoint_module
 from skyrl_stack.evaluation.endpoint import ATTEMPTS, Endpoint
@@ -28,8 +29,9 @@ from skyrl_stack.tasks.task import Task
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
 
-LIMITS = ("agent.max_steps=3", "agent.episode_timeout_s=25")
+LIMITS = ("agent.max_steps=5", "agent.episode_timeout_s=25", "agent.detect_stuck=true", "runtime.memory_mb=256")
 FINISH = render_call("finish", message="done")
+GARBLED = "<tool_call>{no json</tool_call>"
 
 
 class Script(ThreadingHTTPServer):
@@ -67,14 +69,22 @@ class Script(ThreadingHTTPServer):
             case "talks", _:
                 return said("I have no idea.")
             case "goes on", _:
+                return said(render_call("terminal", command=f"echo {turns}"))
+            case "repeats", _:
                 return said(render_call("terminal", command="true"))
+            case "hoards", _:
+                return said(render_call("terminal", command="head -c 500M /dev/zero | tail"))
+            case "refuses", _:
+                return said("I'm sorry, but I can't help with that.")
             case "sleeps", _:
                 self.stopping.wait(100)
                 return 500, {}
             case "overflows", _:
                 return 400, {"error": {"message": "This model's maximum context length is 8 tokens."}}
             case "babbles", 0:
-                return said("<tool_call>{no json</tool_call>")
+                return said(GARBLED)
+            case "garbles", _:
+                return said(GARBLED)
             case "babbles", _:
                 return said(FINISH)
         self.refused = self.refused or 1
@@ -106,7 +116,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 BEHAVIOURS = ["solves", "finishes", "talks", "goes on", "sleeps", "overflows", "babbles", "is down", "retried"]
-OUTCOMES = {"Finished": 4, "PlainText": 1, "StepLimit": 1, "TimedOut": 1, "ContextExceeded": 1}
+BEHAVIOURS += ["refuses", "repeats", "garbles", "hoards"]
+OUTCOMES = dict.fromkeys(Outcome, 1) | {Outcome.FINISHED: 4}
+OF_INFRASTRUCTURE = (Outcome.SANDBOX_LOST, Outcome.MODEL_LOST)
 
 
 @pytest.fixture
@@ -135,11 +147,13 @@ def test_every_ending_is_counted_and_what_was_lost_is_played_again(
     asyncio.run(run)
     summary = conclude(evaluation, prices=(1.0, 10.0))
     assert summary
-    assert (summary.tasks, summary.attempts, summary.lost) == (1, 8, 1)
-    assert summary.outcomes == OUTCOMES
-    assert summary.reasons == {"Resolved": 2, "EmptyPatch": 6}
-    assert summary.pass_at[1].mean == pytest.approx(2 / 8)
-    assert summary.pass_at[2].mean == pytest.approx(1 - (6 * 5) / (8 * 7))
+    assert (summary.tasks, summary.attempts, summary.lost) == (1, 12, 1)
+    assert summary.outcomes == {
+        outcome: count for outcome, count in OUTCOMES.items() if outcome not in OF_INFRASTRUCTURE
+    }
+    assert summary.reasons == {"Resolved": 2, "EmptyPatch": 10}
+    assert summary.pass_at[1].mean == pytest.approx(2 / 12)
+    assert summary.pass_at[2].mean == pytest.approx(1 - (10 * 9) / (12 * 11))
     assert summary.prompt_tokens == 10 * summary.completion_tokens > 0
     assert summary.dollars == pytest.approx((summary.prompt_tokens + 10 * summary.completion_tokens) / 1e6)
     assert {"start", "model", "tools", "grade"} <= summary.seconds.keys()
@@ -159,16 +173,16 @@ def goes_on_with_what_was_lost(script: Script, file: Path, out: Path, task: Task
     command = str(Path(sys.executable).with_name("skyrl-stack"))
     done = subprocess.run([command, *argv], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 of 9 episodes to play" in done.stdout
+    assert "1 of 13 episodes to play" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["attempts"], summary["lost"], summary["reasons"]["Resolved"]) == (9, 0, 3)
+    assert (summary["attempts"], summary["lost"], summary["reasons"]["Resolved"]) == (13, 0, 3)
     (prediction,) = [json.loads(line) for line in (out / "predictions-0.jsonl").read_text().splitlines()]
     assert prediction.keys() == {"instance_id", "model_name_or_path", "model_patch"}
     assert prediction["instance_id"] == task.instance_id
     assert prediction["model_patch"].startswith("diff --git ")
-    assert len(list(out.glob("predictions-*.jsonl"))) == 9
+    assert len(list(out.glob("predictions-*.jsonl"))) == 13
     listed = CliRunner().invoke(main, ["tasks", "list", str(file), "--eval", str(out)])
-    assert re.search(rf"{re.escape(task.instance_id)} .* line, place .* 3/9 ", listed.output)
+    assert re.search(rf"{re.escape(task.instance_id)} .* line, place .* 3/13 ", listed.output)
     assert get_predictions_from_file(str(out / "predictions-0.jsonl"), "", "") == [prediction]
 
 
