@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a_runtime import server_of
 from playing import TOKENIZER, profile
 
 from skyrl_stack.agent.calls import render_call
@@ -91,7 +92,7 @@ class Alone:
 def alone(tmp_path: Path, inflection_tasks: list[Task]) -> Iterator[Alone]:
     alone = Alone(tmp_path, inflection_tasks)
     yield alone
-    alone.process.send_signal(signal.SIGCONT)
+    os.kill(server_of(alone.process.pid), signal.SIGCONT)
     alone.process.terminate()
     assert alone.process.wait(30) == 0
     sweep()
@@ -149,11 +150,11 @@ def test_a_runtime_that_falls_silent_is_lost_in_bounded_time(alone: Alone, capfd
     watch = Watch(mine, "runtime", PEER_TIMEOUT_S)
     with standing_in(mine):
         assert list(watch.living()) == [0] and watch.lost() is None
-        alone.process.send_signal(signal.SIGSTOP)  # as a node without power: nothing is refused
+        os.kill(server := server_of(alone.process.pid), signal.SIGSTOP)  # as a node without power: nothing is refused
         eventually(watch.lost, 4 * PEER_TIMEOUT_S)
         assert "has been silent for" in str(watch.lost())
         eventually(lambda: f"runtime {alone.url}: cannot be reached" in capfd.readouterr().out, 20)
-    alone.process.send_signal(signal.SIGCONT)
+    os.kill(server, signal.SIGCONT)
 
 
 def test_what_does_not_fit_is_one_line(

@@ -6,105 +6,31 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from a_runtime import Run, eventually
 
 from lanes import sweeping_alone
 from skyrl_stack.launch.runs import look
 from skyrl_stack.launch.status import status_lines
-from skyrl_stack.node import Process
-from skyrl_stack.profile import Profile
-from skyrl_stack.records import Endpoint, Heartbeat, Launch, publish
-from skyrl_stack.run_directory import RunDirectory
-from skyrl_stack.runtime.client import RuntimeClient
+from skyrl_stack.records import Launch, publish
 from skyrl_stack.sandbox import sweep
-from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.isolation import LADDER
-from skyrl_stack.sandbox.storage import private_root
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(120)]
 
 
-class Run:
-    """A run directory, the runtime's process in it, and one sandbox in which something runs."""
-
-    def __init__(self, root: Path, cache: Path, image: str) -> None:
-        profile = Profile.model_validate({"name": "test", "run": {"peer_timeout_s": 5}})
-        self.directory = RunDirectory.create(root, profile)
-        self.launch = Launch()
-        publish(self.directory.launch_file, self.launch)
-        self.private = private_root() / f"skyrl-{self.launch.launch_id}-0.0"
-        environment = os.environ | {"SKYRL_CACHE": str(cache), "SKYRL_LAUNCH_ID": self.launch.launch_id}
-        with self.directory.log("runtime").open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "skyrl_stack.runtime", "--run-dir", str(self.directory.path)],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-        self.endpoint: Endpoint = self.directory.await_endpoint("runtime", 60)
-        asyncio.run(self.start_something(image))
-
-    async def start_something(self, image: str) -> None:
-        async with RuntimeClient(self.endpoint) as client:
-            sandbox = await client.start(SandboxSpec(image=image))
-            await sandbox.run("setsid sleep 600 & echo")
-
-    def log(self) -> str:
-        return self.directory.log("runtime").read_text()
-
-    def trainer(self, state: str, *, age_s: float = 0) -> None:
-        record = {"launch_id": self.launch.launch_id, "at": time.time() - age_s, "state": state}
-        publish(self.directory.heartbeat_file("trainer"), Heartbeat.model_validate(record))
-
-    def processes(self) -> list[int]:
-        """Those whose environment or command line names the launch: the runtime's, Podman's and conmon's."""
-        name, found = self.launch.launch_id.encode(), []
-        for entry in Path("/proc").iterdir():
-            try:
-                described = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if entry.name.isdigit() and name in described and Process(int(entry.name)).started is not None:
-                found.append(int(entry.name))
-        return found
-
-    def mounts(self) -> list[str]:
-        """Mounts of the launch in any mount namespace."""
-        found = []
-        for file in Path("/proc").glob("[0-9]*/mountinfo"):
-            try:
-                found += [line for line in file.read_text().splitlines() if self.launch.launch_id in line]
-            except OSError:
-                continue
-        return found
-
-
 @pytest.fixture
 def run(tmp_path: Path, tests_cache: Path, tiny_image: str) -> Iterator[Run]:
-    run = Run(tmp_path, tests_cache, tiny_image)
+    run = Run(tmp_path, tests_cache)
+    asyncio.run(run.start_something(tiny_image))
     assert len(run.processes()) > 3
     assert run.mounts()
     yield run
     run.process.kill()
     run.process.wait()
-
-
-def eventually(condition: Callable[[], object], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def assert_nothing_is_left(run: Run) -> None:
-    assert run.processes() == []
-    assert run.mounts() == []
-    assert not run.private.exists()
-    assert run.directory.endpoint("runtime") is None
 
 
 def test_its_endpoint_is_private_and_its_token_is_nowhere_else(run: Run) -> None:
@@ -127,7 +53,7 @@ def test_it_says_which_isolation_its_sandboxes_have(run: Run) -> None:
 def test_a_signal_ends_it_in_order(run: Run, number: signal.Signals) -> None:
     run.process.send_signal(number)
     assert run.process.wait(20) == 0
-    assert_nothing_is_left(run)
+    run.require_nothing_left()
     heartbeat = run.directory.heartbeat("runtime")
     assert heartbeat
     assert heartbeat.state == "ended"
@@ -154,14 +80,14 @@ def test_sweeping_spares_the_living(run: Run) -> None:
 def test_the_end_of_the_trainer_is_its_own(run: Run) -> None:
     run.trainer("ended")
     assert run.process.wait(20) == 0
-    assert_nothing_is_left(run)
+    run.require_nothing_left()
 
 
 @pytest.mark.parametrize(("state", "age_s", "said"), [("failed", 0, "failed"), ("ready", 60, "silent")])
 def test_a_lost_trainer_is_a_failure(run: Run, state: str, age_s: float, said: str) -> None:
     run.trainer(state, age_s=age_s)
     assert run.process.wait(20) == 1
-    assert_nothing_is_left(run)
+    run.require_nothing_left()
     failure = run.directory.failure()
     assert failure
     assert said in failure.cause
@@ -193,7 +119,7 @@ def test_podman_that_dies_again_and_again_is_a_failure(run: Run) -> None:
         eventually(lambda number=number: run.log().count("it was started again") == number, 30)
         kill_podman(run)
     assert run.process.wait(30) == 1
-    assert_nothing_is_left(run)
+    run.require_nothing_left()
     assert "Podman's service died 4 times" in run.log()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a_runtime import kill_server_of, server_of
 from playing import TOKENIZER, profile
 
 from lanes import sweeping_alone
@@ -195,6 +197,14 @@ async def test_the_end_of_one_of_two_costs_its_episodes_and_no_more(run: Run, sa
     assert watch.lost() is None
 
 
+async def test_the_death_of_a_server_costs_no_episode(run: Run, sandboxes: Runtimes, task: Task) -> None:
+    run.start(0)
+    await run.ready(0)
+    keeper = run.runtimes[0].pid
+    played = await run.play(task, Interfering(task, lambda: kill_server_of(keeper)), sandboxes)
+    assert played.reward == 1.0
+
+
 async def test_a_runtime_that_starts_again_is_found(run: Run, sandboxes: Runtimes, task: Task) -> None:
     run.start(0)
     await run.ready(0)
@@ -215,7 +225,8 @@ async def test_a_call_to_a_node_that_fell_silent_ends_with_its_heartbeat(
     sandbox = await sandboxes.start(SandboxSpec(image=task.image))
     call = asyncio.create_task(sandbox.run("sleep 200", timeout_s=300))
     await asyncio.sleep(1)
-    run.runtimes[0].send_signal(19)  # as a node without power: nothing answers, nothing is refused
+    server = server_of(run.runtimes[0].pid)
+    os.kill(server, signal.SIGSTOP)  # as a node without power: nothing answers, nothing is refused
     with pytest.raises(SandboxLost, match="is gone"):
         await asyncio.wait_for(call, 30)
-    run.runtimes[0].send_signal(18)
+    os.kill(server, signal.SIGCONT)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a_runtime import kill_server_of
 
 from lanes import cannot_run, sweeping_alone
 from skyrl_stack.errors import SandboxLost, SetupError
@@ -125,6 +126,21 @@ def test_stopped_it_leaves_nothing(run: Run, podman_socket: Path) -> None:
     said = run.directory.log("runtime").read_text()
     assert f"sandboxes are of the Podman behind {podman_socket}; isolation full; Podman" in said
     assert "which enforces no size and not memory, processes, cpus, disk" in said
+
+
+def test_the_next_server_begins_without_them(run: Run, podman_socket: Path, tiny_image: str) -> None:
+    async def lose() -> None:
+        async with RuntimeClient(run.endpoint) as client:
+            sandbox = await client.start(SandboxSpec(image=tiny_image))
+            kill_server_of(run.process.pid)
+            with pytest.raises(SandboxLost):
+                await sandbox.run("true")
+        await run.start_something(tiny_image)
+
+    asyncio.run(lose())
+    assert "0 of its 2 sandboxes live on" in run.directory.log("runtime").read_text()
+    assert len(containers(podman_socket, run.launch.launch_id)) == 1
+    assert run.private.is_dir()
 
 
 def test_half_a_line_to_process_1_is_not_lost(podman_socket: Path, tiny_image: str) -> None:

@@ -83,17 +83,13 @@ def control_plane(leases: Leases, tasks_file: Path | None) -> FastAPI:
     @app.post("/pause")
     async def pause(body: RuntimeRequest) -> dict[str, str]:
         lease = leases.get(body.runtime_id)
-        with lease.in_use():
-            await lease.sandbox.pause()
-            lease.status = "paused"
+        await leases.pause(lease)
         return {"status": lease.status}
 
     @app.post("/resume")
     async def resume(body: RuntimeRequest) -> dict[str, str]:
         lease = leases.get(body.runtime_id)
-        with lease.in_use():
-            await lease.sandbox.resume()
-            lease.status = "running"
+        await leases.resume(lease)
         return {"status": lease.status}
 
     return app

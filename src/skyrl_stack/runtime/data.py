@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from skyrl_stack.runtime import git
 from skyrl_stack.runtime.disconnect import unless_disconnected
 from skyrl_stack.runtime.failures import answer_failures
-from skyrl_stack.runtime.leases import Lease
+from skyrl_stack.runtime.lease import Lease
 from skyrl_stack.runtime.wire import BashOutput, BashRequest, Conflict, NotRight
 
 UPLOAD = "/api/file/upload"

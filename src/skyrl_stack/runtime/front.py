@@ -15,7 +15,8 @@ from skyrl_stack.errors import SandboxLost
 from skyrl_stack.runtime.control import control_plane
 from skyrl_stack.runtime.data import UPLOAD, data_plane
 from skyrl_stack.runtime.failures import failure
-from skyrl_stack.runtime.leases import Lease, Leases
+from skyrl_stack.runtime.lease import Lease
+from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime.wire import API_KEY, SESSION_KEY, STATUSES
 
 BODY_LIMIT = 4 << 20

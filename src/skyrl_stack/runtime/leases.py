@@ -6,104 +6,60 @@ wait in order for one of `max_sandboxes` places.
 
 import asyncio
 import logging
-import secrets
+import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from skyrl_stack.records import Load
 from skyrl_stack.runtime.clients import Clients
-from skyrl_stack.runtime.commands import Commands
+from skyrl_stack.runtime.lease import KEPT, Lease
 from skyrl_stack.runtime.metrics import Metrics
 from skyrl_stack.runtime.places import Places
-from skyrl_stack.runtime.wire import Conflict, Full, RuntimeInfo, StartRequest, Unknown
+from skyrl_stack.runtime.ports import inherited_port, open_port
+from skyrl_stack.runtime.wire import Conflict, Full, StartRequest, Unknown
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
 from skyrl_stack.sandbox.podman import PodmanSandbox
 from skyrl_stack.sandbox.providers import NodeSandboxes
 
 LOG = logging.getLogger(__name__)
 REAP_INTERVAL_S = 0.5
 
-Listen = Callable[[], Awaitable[asyncio.Server]]
-
-
-@dataclass(eq=False)
-class Lease:
-    """A sandbox, its address and key, and when it ends."""
-
-    request: StartRequest
-    sandbox: PodmanSandbox
-    listener: asyncio.Server
-    host: str
-    port: int
-    duration_s: float
-    client: str | None = None
-    "Without whom it ends, whatever its duration; None where the whole runtime ends with its one trainer."
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
-    status: Literal["running", "paused"] = "running"
-
-    def __post_init__(self) -> None:
-        self.commands = Commands(self.sandbox, self.in_use)
-        self._calls = 0
-        self._deadline = time.monotonic() + self.duration_s
-
-    @property
-    def id(self) -> str:
-        return self.sandbox.id
-
-    @property
-    def session_id(self) -> str:
-        return self.request.session_id
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody called for `duration_s`. A call under way keeps it, however long it takes."""
-        return not self._calls and time.monotonic() > self._deadline
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep the lease while the block runs, and for its duration from then on."""
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self._deadline = time.monotonic() + self.duration_s
-
-    def info(self) -> RuntimeInfo:
-        return RuntimeInfo(
-            runtime_id=self.id,
-            session_id=self.session_id,
-            url=f"http://{self.host}:{self.port}",
-            session_api_key=self.key,
-            status=self.status,
-        )
+Listen = Callable[[socket.socket], Awaitable[asyncio.Server]]
 
 
 class Leases:
     """All leases of one runtime; when the block ends so do they.
 
-    `listen` serves the data plane on one more port.
+    `listen` serves the data plane on one more port. Those of a server before this one are in `store`, and go on.
     """
 
     def __init__(
-        self, sandboxes: NodeSandboxes, section: RuntimeSection, listen: Listen, *, client_timeout_s: float
+        self,
+        sandboxes: NodeSandboxes,
+        section: RuntimeSection,
+        listen: Listen,
+        *,
+        client_timeout_s: float,
+        store: Store = UNKEPT,
     ) -> None:
         self.clients = Clients(client_timeout_s)
         self._sandboxes = sandboxes
         self._section = section
         self._listen = listen
         self._places = Places(section.max_sandboxes)
-        self._metrics = Metrics()
+        self._store = store
+        self._metrics = Metrics(restarts=store.deaths)
         self._leases: dict[str, Lease] = {}
         self._starting: set[str] = set()
 
     async def __aenter__(self) -> Self:
+        await self._adopt_all()
         self._reaper = asyncio.create_task(self._reap())
         return self
 
@@ -192,14 +148,29 @@ class Leases:
         finally:
             self._starting.discard(request.session_id)
         self._leases[lease.id] = lease
+        lease.keep()
         return lease
+
+    async def pause(self, lease: Lease) -> None:
+        """Let every process of a sandbox stand still."""
+        with lease.in_use():
+            await lease.sandbox.pause()
+            lease.status = "paused"
+            lease.keep()
+
+    async def resume(self, lease: Lease) -> None:
+        """Let every process of a sandbox go on."""
+        with lease.in_use():
+            await lease.sandbox.resume()
+            lease.status = "running"
+            lease.keep()
 
     async def end(self, lease: Lease) -> None:
         """Remove a sandbox and give its place to the next. Idempotent."""
         if self._leases.pop(lease.id, None) is None:
             return
         try:
-            lease.listener.close()
+            lease.close()
             await asyncio.shield(asyncio.gather(lease.sandbox.stop(), lease.commands.stop_all()))
         finally:
             self._places.give_back()
@@ -212,6 +183,33 @@ class Leases:
         """Remove every sandbox of a client; one that is being started for it follows."""
         self.clients.leaves(client)
         await asyncio.gather(*(self.end(lease) for lease in list(self._leases.values()) if lease.client == client))
+
+    async def _adopt_all(self) -> None:
+        """Go on with what a server before this one had: its leases, and of its sandboxes those that have one."""
+        found = self._store.take_below(KEPT)
+        for identifier, kept in found.items():
+            await self._adopt(identifier, kept)
+        await asyncio.gather(*(sandbox.stop() for sandbox in self._sandboxes.adopted.values()))
+        self._sandboxes.adopted.clear()
+        self._store.forget_the_rest()
+        if self._store.died:
+            LOG.warning(
+                "healed: the server died by %s and was started again; %d of its %d sandboxes live on",
+                *(self._store.died, len(self._leases), len(found)),
+            )
+
+    async def _adopt(self, identifier: str, kept: Kept) -> None:
+        place, sandbox = inherited_port(kept), self._sandboxes.adopted.pop(identifier, None)
+        if sandbox is None:
+            place.close()
+            self._store.drop(f"{KEPT}/{identifier}")
+            return
+        await self._places.take(self._section.start_timeout_s)
+        request = StartRequest.model_validate(kept.data["request"])
+        lease = self._leases[identifier] = await self._serve(request, sandbox, place)
+        lease.go_on(kept.data)
+        if lease.client:
+            self.clients.heard(lease.client)
 
     def _find(self, matches: Callable[[Lease], bool]) -> Lease | None:
         return next(filter(matches, self._leases.values()), None)
@@ -252,24 +250,28 @@ class Leases:
         )
         sandbox = await self._sandboxes.start(spec)
         try:
-            listener = await self._listen()
+            return await self._serve(request, sandbox, open_port(section.host))
         except BaseException:
             await asyncio.shield(sandbox.stop())
             raise
+
+    async def _serve(self, request: StartRequest, sandbox: PodmanSandbox, place: socket.socket) -> Lease:
         return Lease(
             request=request,
             sandbox=sandbox,
-            listener=listener,
-            host=section.host,
-            port=listener.sockets[0].getsockname()[1],
-            duration_s=request.lease_s or section.lease_s,
-            client=request.client,
+            listener=await self._listen(place),
+            host=self._section.host,
+            port=place.getsockname()[1],
+            duration_s=request.lease_s or self._section.lease_s,
+            store=self._store,
         )
 
     async def _reap(self) -> None:
         """End the leases that are over."""
         while True:
             await asyncio.sleep(REAP_INTERVAL_S)
+            for lease in self._leases.values():
+                lease.keep()
             for lease, why in [(lease, why) for lease in self._leases.values() if (why := self._why_over(lease))]:
                 LOG.warning("sandbox %s: %s; removed", lease.id, why)
                 with suppress(Exception):  # one that will not go must not keep the others; the run's end takes it

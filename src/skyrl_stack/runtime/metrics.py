@@ -38,8 +38,9 @@ class Histogram:
 
 @dataclass
 class Metrics:
-    """Counted since the runtime started."""
+    """Counted since the server started, which has been started again `restarts` times."""
 
+    restarts: int = 0
     starts: Counter[Result] = field(default_factory=Counter)
     waited: Histogram = field(default_factory=Histogram)
     "For a place."
@@ -63,6 +64,8 @@ class Metrics:
         ):
             yield from _head(name, "gauge", meaning)
             yield f"{name} {value}"
+        yield from _head("skyrl_server_restarts_total", "counter", "Deaths of the server that its sandboxes outlived.")
+        yield f"skyrl_server_restarts_total {self.restarts}"
         yield from _head("skyrl_starts_total", "counter", "Starts, by what became of them.")
         for result in ("started", "full", "failed"):
             yield f'skyrl_starts_total{{result="{result}"}} {self.starts[result]}'

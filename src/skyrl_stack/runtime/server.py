@@ -14,13 +14,16 @@ import uvicorn
 from skyrl_stack.records import Load
 from skyrl_stack.runtime.front import Front
 from skyrl_stack.runtime.leases import Leases
+from skyrl_stack.runtime.ports import BACKLOG, inherited_port, open_port
 from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.keeping import UNKEPT, Store
 from skyrl_stack.sandbox.providers import NodeSandboxes
 
 _KEEP_ALIVE_S = 600
 "An idle connection is closed by the client: one closed by the server may break a request that is on its way."
 _GRACE_S = 3
-_BACKLOG = 2048
+_CONTROL = "control"
+"By which the control plane's port is kept."
 
 
 class _Server(uvicorn.Server):
@@ -38,31 +41,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def listen(self, host: str) -> asyncio.Server:
-        """Serve on one more port until the result is closed; as `startup` does it for its own."""
+    async def listen(self, place: socket.socket) -> asyncio.Server:
+        """Serve on one more port until the result is closed; as uvicorn does it for its own."""
         protocol: Any = self.config.http_protocol_class
         loop = asyncio.get_running_loop()
         return await loop.create_server(
             lambda: protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
-            sock=open_port(host),
-            backlog=_BACKLOG,
+            sock=place,
+            backlog=BACKLOG,
         )
-
-
-def open_port(host: str) -> socket.socket:
-    """A listening socket on a free port of `host`.
-
-    Its protocol is named, because asyncio switches Nagle's delay off (40 ms per call) only where it is.
-    """
-    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    place = socket.socket(family, kind, socket.IPPROTO_TCP)
-    try:
-        place.bind(address)
-        place.listen(_BACKLOG)
-    except OSError:
-        place.close()
-        raise
-    return place
 
 
 @dataclass(frozen=True)
@@ -85,11 +72,19 @@ async def serving(
     *,
     tasks_file: Path | None = None,
     client_timeout_s: float = 30.0,
+    store: Store = UNKEPT,
 ) -> AsyncIterator[Served]:
-    """Serve both planes while the block runs. At its end every sandbox is removed."""
-    place = open_port(section.host)
+    """Serve both planes while the block runs. At its end every sandbox is removed.
+
+    Nobody is answered before the sandboxes of a server before this one are there again.
+    """
+    found = store.take(_CONTROL)
+    place = inherited_port(found) if found else open_port(section.host)
+    store.put(_CONTROL, None, [place.fileno()])
     port = place.getsockname()[1]
-    leases = Leases(sandboxes, section, lambda: server.listen(section.host), client_timeout_s=client_timeout_s)
+    leases = Leases(
+        sandboxes, section, lambda place: server.listen(place), client_timeout_s=client_timeout_s, store=store
+    )
     server = _Server(
         uvicorn.Config(
             Front(leases, token=token, port=port, tasks_file=tasks_file),
@@ -101,11 +96,15 @@ async def serving(
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
-    running = asyncio.create_task(server.serve([place]))
+    running = asyncio.create_task(server.serve([]))
     try:
         await server.ready.wait()
         async with leases:
-            yield Served(f"http://{section.host}:{port}", leases.load, leases.end_all)
+            control = await server.listen(place)
+            try:
+                yield Served(f"http://{section.host}:{port}", leases.load, leases.end_all)
+            finally:
+                control.close()
     finally:
         server.should_exit = True
         await running

@@ -10,6 +10,7 @@ from skyrl_stack.sandbox.api import PodmanApi, Refused
 
 _SAVE_TIMEOUT_S = 1800.0
 _PIECE = 1 << 20
+_ARCHIVE = "images-"
 
 
 class ApiImages:
@@ -34,7 +35,7 @@ class ApiImages:
             SandboxStartFailed: Podman refused; an image may be missing.
             SandboxLost: Podman is gone.
         """
-        archive = directory / f"images-{secrets.token_hex(4)}.tar"
+        archive = directory / f"{_ARCHIVE}{secrets.token_hex(4)}.tar"
 
         def save() -> Path:
             query = {"references": references, "format": "docker-archive"}
@@ -50,3 +51,9 @@ class ApiImages:
             if not isinstance(error, Refused):
                 raise
             raise SandboxStartFailed(f"cannot save images: {error}") from error
+
+
+def discard_archives(directory: Path) -> None:
+    """Remove what somebody who saved images there, and died, cannot remove any more."""
+    for archive in directory.glob(f"{_ARCHIVE}*.tar"):
+        archive.unlink()

@@ -4,11 +4,10 @@
                  ──lifeline──▶ broker, which joins these namespaces ──▶ OCI runtime ──▶ sandboxes
 
 Whatever ends this process, the kernel then kills all that is to the right of it and undoes its mounts. Only files
-stay, in the launch's private directory.
+stay, in the launch's private directory. Of a runtime, its keeper holds the lifelines too, for the next server.
 """
 
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from podman import PodmanClient
 
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox import namespaces
+from skyrl_stack.sandbox.dependent import Dependent
 from skyrl_stack.sandbox.podman_config import (
     HYBRID_CGROUPS,
     find_program,
@@ -54,7 +54,8 @@ class Cell:
         self.runtime = ""
         "Path of the OCI runtime, once it was started; `environment` is what it and Podman run in."
         self.environment: dict[str, str] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: Dependent | None = None
+        "The helper; one that a server before this one started may be put here in place of `start`."
 
     def __enter__(self) -> Self:
         self.start()
@@ -79,40 +80,29 @@ class Cell:
         )
         storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
         service = ("podman", *storage, "system", "service", "--time=0", f"unix://{self.socket}")
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                namespaces.command(*service, hide=hide),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                cwd=self.directory,
-                start_new_session=True,  # a Ctrl-C is for the server, which then ends its cell in order
-            )
+        argv = namespaces.command(*service, hide=hide)
+        self.process = Dependent.start(argv, log=self.log, environment=self.environment, directory=self.directory)
         try:
-            self._await_socket(self._process)
+            self._await_socket(self.process)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """End everything in the cell; when this returns no process and no mount of it is left. Idempotent."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin:
-            process.stdin.close()
-        process.wait()
+        process, self.process = self.process, None
+        if process:
+            process.end()
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self.process is not None and self.process.is_alive
 
     @property
     def helper(self) -> int:
         """The process outside that holds the cell's namespaces, and dies with them."""
-        assert self._process, "the cell is not open"
-        return self._process.pid
+        assert self.process, "the cell is not open"
+        return self.process.pid
 
     @property
     def last_words(self) -> str:
@@ -124,7 +114,7 @@ class Cell:
         """A new podman-py client, to be closed; one per thread, for its session is not thread-safe."""
         return PodmanClient(base_url=f"unix://{self.socket}", timeout=timeout_s)
 
-    def _await_socket(self, process: subprocess.Popen[bytes]) -> None:
+    def _await_socket(self, process: Dependent) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             with socket.socket(socket.AF_UNIX) as trial:
@@ -132,7 +122,7 @@ class Cell:
                     return trial.connect(str(self.socket))
                 except OSError:
                     pass
-            if process.poll() is not None:
+            if not process.is_alive:
                 break
             time.sleep(0.01)
         raise SetupError(f"Podman's service did not start: {self.last_words}")

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 from skyrl_stack.errors import SandboxLost, SetupError
 from skyrl_stack.sandbox.cell import START_TIMEOUT_S, Cell
 from skyrl_stack.sandbox.contract import FileMissing
+from skyrl_stack.sandbox.dependent import Dependent
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.pipes import PipeReader
 from skyrl_stack.sandbox.stream import Output
@@ -34,6 +34,8 @@ class Exec:
     "As the cell counts."
     output: Output
     input: asyncio.WriteTransport
+    descriptors: tuple[int, ...]
+    "Its stdin, stdout, stderr and a pidfd as they came, for who keeps them; none where no pipes lead to it."
 
     def close(self) -> None:
         if not self.input.is_closing():
@@ -50,7 +52,8 @@ class Containers:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._socket = str(cell.directory / "broker.sock")
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: Dependent | None = None
+        "The broker; one that a server before this one started may be put here in place of `start`."
 
     def start(self) -> None:
         """Start the broker and wait until it answers.
@@ -60,15 +63,8 @@ class Containers:
         """
         argv = [sys.executable, "-m", "skyrl_stack.sandbox.broker", "--helper", str(self._cell.helper)]
         argv += ["--runtime", self._cell.runtime, "--directory", str(self._cell.directory / "sandboxes")]
-        with self._cell.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*argv, "--socket", self._socket],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._cell.environment,
-                start_new_session=True,
-            )
+        argv += ["--socket", self._socket]
+        self.process = Dependent.start(argv, log=self._cell.log, environment=self._cell.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.is_alive:
             with socket.socket(socket.AF_UNIX) as trial, suppress(OSError):
@@ -79,14 +75,13 @@ class Containers:
 
     def close(self) -> None:
         """End the broker. What it started ends with the cell."""
-        process, self._process = self._process, None
-        if process and process.stdin:
-            process.stdin.close()
-            process.wait()
+        process, self.process = self.process, None
+        if process:
+            process.end()
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self.process is not None and self.process.is_alive
 
     async def create(self, container: str, description: Description) -> tuple[int, str]:
         """Start a container; its process 1, as the cell counts, and the directory that takes what it writes.
@@ -103,15 +98,8 @@ class Containers:
         Raises:
             RuntimeError: it cannot be started; says why.
         """
-        answer, (stdin, stdout, stderr, life) = await self._ask("execute", id=container, process=process)
-        output = PipeReader(stdout, stderr, life)
-        try:
-            pipe = os.fdopen(stdin, "wb", buffering=0)
-            transport, _ = await asyncio.get_running_loop().connect_write_pipe(asyncio.Protocol, pipe)
-        except BaseException:
-            output.close()
-            raise
-        return Exec(answer["pid"], output, transport)
+        answer, descriptors = await self._ask("execute", id=container, process=process)
+        return await attach(answer["pid"], descriptors)
 
     async def exit_code(self, process: Exec) -> int | None:
         """How a process ended, as a shell would say it; None where it is not known."""
@@ -187,6 +175,19 @@ class Containers:
         if kind := answer.get("error"):
             raise _ERRORS[kind](answer["detail"])
         return answer, descriptors
+
+
+async def attach(pid: int, descriptors: Sequence[int]) -> Exec:
+    """The process of `pid`, to which these lead: stdin, stdout, stderr and a pidfd."""
+    stdin, stdout, stderr, life = descriptors
+    output = PipeReader(stdout, stderr, life)
+    try:
+        pipe = os.fdopen(stdin, "wb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_write_pipe(asyncio.Protocol, pipe)
+    except BaseException:
+        output.close()
+        raise
+    return Exec(pid, output, transport, tuple(descriptors))
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -48,6 +48,10 @@ class Description:
         variables = [f"{name}={value}" for name, value in environment.items()]
         return {**process, "args": argv, "env": [*process["env"], *variables]}
 
+    def of_processes(self) -> "Description":
+        """As little of it as gives the same further processes of a container that is there."""
+        return Description([], {"process": self.config.get("process")}, {}, self.workdir)
+
 
 @dataclass(frozen=True)
 class _Image:

@@ -6,30 +6,37 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.api import PodmanApi, Refused
-from skyrl_stack.sandbox.api_images import ApiImages
+from skyrl_stack.sandbox.api_images import ApiImages, discard_archives
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.dependent import Dependent
 from skyrl_stack.sandbox.engine import Engine, Sizes
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.isolation import Rung, probe
+from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import Description, NoSuchImage, Patterns
+from skyrl_stack.sandbox.shell import KEPT as SHELL
 from skyrl_stack.sandbox.shell import KILLED, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 from skyrl_stack.sandbox.supply import Supply, bring_to, on_site
 
 LOG = logging.getLogger(__name__)
+KEPT = "sandbox"
+_CELL = "cell"
+"Keys of what is kept for a server after this one: sandboxes by their ids, and what they are in."
 
 
 class PodmanSandbox:
@@ -44,6 +51,7 @@ class PodmanSandbox:
         limits: Sizes,
         preamble: str,
         output_limit: int,
+        store: Store = UNKEPT,
     ) -> None:
         self.id = identifier
         self._containers = containers
@@ -51,6 +59,7 @@ class PodmanSandbox:
         self._limits = limits
         self._preamble = preamble
         self._output_limit = output_limit
+        self._store = store
         self._shells: dict[str, Shell] = {}
         self._expiry: asyncio.Task[None] | None = None
         self._expired = ""
@@ -80,11 +89,38 @@ class PodmanSandbox:
         Raises:
             RuntimeError: it cannot be started; says why.
         """
+        description = vars(self._description.of_processes())
+        record = {"spec": spec.model_dump(mode="json"), "description": description}
+        self._store.put(f"{KEPT}/{self.id}", record)  # from now on there may be a container of this name
         pid, upper = await self._containers.create(self.id, self._description)
+        began = time.monotonic()
+        self._store.put(f"{KEPT}/{self.id}", {**record, "pid": pid, "upper": upper, "began": began})
+        self._hold(pid, upper, began, spec)
+        await self._shell("main").open()
+
+    async def go_on(self, record: Mapping[str, Any]) -> None:
+        """Be what a server before this one put away.
+
+        Raises:
+            SandboxLost: it is gone, and not because its time is over.
+            RuntimeError: it is out of control.
+        """
+        if "pid" not in record:
+            raise SandboxLost(f"sandbox {self.id} was being started")
+        spec = SandboxSpec.model_validate(record["spec"])
+        self._hold(record["pid"], record["upper"], record["began"], spec)
+        if spec.wall_s and time.monotonic() > record["began"] + spec.wall_s:
+            return
+        if not await self.is_running():
+            raise SandboxLost(f"sandbox {self.id} is gone")
+        for name, kept in self._store.take_below(f"{SHELL}/{self.id}").items():
+            await self._shell(name).go_on(kept)
+
+    def _hold(self, pid: int, upper: str, began: float, spec: SandboxSpec) -> None:
+        """Hold the sandbox to its sizes and to its time."""
         self._limits.watch(self.id, pid, upper, spec)
         if spec.wall_s:
-            self._expiry = asyncio.create_task(self._expire(spec.wall_s))
-        await self._shell("main").open()
+            self._expiry = asyncio.create_task(self._expire(began + spec.wall_s, spec.wall_s))
 
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
@@ -123,6 +159,11 @@ class PodmanSandbox:
 
     async def stop(self) -> None:
         """See `Sandbox.stop`."""
+        await self._remove()
+        self._store.drop(f"{SHELL}/{self.id}")
+        self._store.drop(f"{KEPT}/{self.id}")
+
+    async def _remove(self) -> None:
         try:
             await self._containers.remove(self.id)
         except SandboxLost:
@@ -135,10 +176,10 @@ class PodmanSandbox:
         if self._expiry and not self._expired:
             self._expiry.cancel()
 
-    async def _expire(self, wall_s: float) -> None:
-        await asyncio.sleep(wall_s)
+    async def _expire(self, at: float, wall_s: float) -> None:
+        await asyncio.sleep(at - time.monotonic())
         self._expired = f"sandbox {self.id} was removed at the end of its {wall_s:g} s"
-        await self.stop()
+        await self._remove()
 
     @contextmanager
     def _unless_expired(self) -> Iterator[None]:
@@ -155,10 +196,11 @@ class PodmanSandbox:
             self._shells[name] = Shell(
                 self._containers,
                 self.id,
-                f"shell-{name}",
+                name,
                 description=self._description,
                 preamble=self._preamble,
                 output_limit=self._output_limit,
+                store=self._store,
             )
         return self._shells[name]
 
@@ -174,13 +216,17 @@ class PodmanSandboxes:
         run_directory: str = "",
         output_limit: int = 256 * 1024,
         isolation: Isolation = "shared-uid",
+        store: Store = UNKEPT,
     ) -> None:
         """What the node lacks, and the site's store has, goes into the first of `image_stores`, of one or more."""
+        self.adopted: dict[str, PodmanSandbox] = {}
+        "Once the block runs: those of a server before this one, for who takes them."
         self.launch_id = launch_id
         self.run_directory = run_directory
         self.image_stores = tuple(image_stores)
         self.output_limit = output_limit
         self.least_isolation: Isolation = isolation
+        self._store = store
         self._rung: Rung | None = None
         self._directory: Path | None = None
         self._cell: Cell | None = None
@@ -211,6 +257,8 @@ class PodmanSandboxes:
         helper = await asyncio.to_thread(self._open)
         try:
             self._limits = await Limits.start(helper)
+            found = self._store.take_below(KEPT)
+            await asyncio.gather(*(self._adopt(name, kept.data) for name, kept in found.items()))
         except BaseException:
             await asyncio.to_thread(self._close)
             raise
@@ -250,15 +298,31 @@ class PodmanSandboxes:
             description = await self._describe(api, name, spec)
         except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
-        sandbox = PodmanSandbox(
+        return await opened(self._sandbox(name, description, spec), spec, self._starting)
+
+    def _sandbox(self, name: str, description: Description, spec: SandboxSpec) -> PodmanSandbox:
+        assert self._containers and self._limits, "the provider is closed"
+        return PodmanSandbox(
             self._containers,
             name,
             description,
             limits=self._limits,
             preamble=of_shell(spec),
             output_limit=self.output_limit,
+            store=self._store,
         )
-        return await opened(sandbox, spec, self._starting)
+
+    async def _adopt(self, name: str, record: Mapping[str, Any]) -> None:
+        """Go on with a sandbox of a server before this one. What was only being started, or is lost, is removed."""
+        spec = SandboxSpec.model_validate(record["spec"])
+        sandbox = self._sandbox(name, Description(**record["description"]), spec)
+        try:
+            await sandbox.go_on(record)
+        except (SandboxLost, RuntimeError) as error:
+            LOG.warning("not adopted: %s", error)
+            await sandbox.stop()
+        else:
+            self.adopted[name] = sandbox
 
     async def _describe(self, api: PodmanApi, name: str, spec: SandboxSpec) -> Description:
         def describe() -> Description:
@@ -295,23 +359,47 @@ class PodmanSandboxes:
         return [reference for reference in absent if reference not in there]
 
     def _open(self) -> int:
-        """Start the cell; returns the process that holds its namespaces."""
+        """Start the cell, or find that of a server before this one; returns the process that holds its namespaces."""
         self._rung = probe()
         self._rung.require(self.least_isolation)
         LOG.info("%s", self._rung)
-        self._directory = make_private_directory(self.launch_id, self.run_directory)
+        kept = self._store.take(_CELL)
+        if not kept or not self._has_found(kept):
+            self._make()
+        assert self._cell
+        self._api = PodmanApi(self._cell.socket)
+        return self._cell.helper
+
+    def _has_found(self, kept: Kept) -> bool:
+        """Whether the cell of a server before this one lives; where it does not, nothing of it is left."""
+        self._directory = Path(kept.data["directory"])
+        self._cell = Cell(self._directory)
+        self._containers = Containers(self._cell)
+        self._cell.process = Dependent(kept.data["helper"], *kept.descriptors[:2])
+        self._containers.process = Dependent(kept.data["broker"], *kept.descriptors[2:])
+        if self._cell.is_alive and self._containers.is_alive:
+            discard_archives(self._directory)
+            return True
+        self._close()
+        return False
+
+    def _make(self) -> None:
+        self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._store.owner)
         try:
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
             self._cell.start()
             self._containers = Containers(self._cell)
             self._containers.start()
+            helper, broker = self._cell.process, self._containers.process
+            assert helper and broker
+            record = {"directory": str(self._directory), "helper": helper.pid, "broker": broker.pid}
+            self._store.put(_CELL, record, [*helper.descriptors, *broker.descriptors])
         except BaseException:
             self._close()
             raise
-        self._api = PodmanApi(self._cell.socket)
-        return self._cell.helper
 
     def _close(self) -> None:
+        self._store.drop(_CELL)  # or its lifelines would still be held
         api, self._api = self._api, None
         containers, self._containers = self._containers, None
         cell, self._cell = self._cell, None

@@ -1,26 +1,32 @@
 """A persistent shell of a sandbox: one long-lived /bin/bash, and a successor where it ends or is killed.
 
 After each command the shell says where it is and what it exports, so that a successor goes on from the last command
-that finished. Shell functions, options and variables that are not exported live as long as their bash.
+that finished. Shell functions, options and variables that are not exported live as long as their bash. That may be
+longer than the server does: the keeper holds its pipes, and the next server goes on with it. A command that was under
+way is killed then, with its bash, for nobody could tell any more how it ended.
 """
 
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from shlex import quote
 
 from skyrl_stack.errors import SandboxLost
-from skyrl_stack.sandbox.containers import Exec
+from skyrl_stack.sandbox.containers import Exec, attach
 from skyrl_stack.sandbox.contract import CommandResult
 from skyrl_stack.sandbox.engine import Engine
+from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.stream import CommandStreams
 
 TIMED_OUT = 124
 KILLED = 128 + signal.SIGKILL
+KEPT = "shell"
+"Below this key shells are kept for a server after this one, by sandbox and name."
 _OPEN_TIMEOUT_S = 60.0
 _LAST_WORDS_TIMEOUT_S = 1.0
 _DRIVER = (files(__package__) / "driver.bash").read_text()
@@ -54,6 +60,7 @@ class Shell:
         description: Description,
         preamble: str = ":",
         output_limit: int,
+        store: Store = UNKEPT,
     ) -> None:
         self.containers = containers
         self.container = container
@@ -65,6 +72,7 @@ class Shell:
         self._state = _State(description.workdir)
         self._bash: Exec | None = None
         self._generation = 0
+        self._store = store
 
     async def run(self, command: str, *, timeout_s: float, cwd: str | None = None) -> CommandResult:
         """See `Sandbox.run`; a `cwd` is a `cd` before the command, and lasts like one."""
@@ -73,6 +81,7 @@ class Shell:
         async with self._turn:
             streams = CommandStreams(self.output_limit)
             bash = await self._living(streams)
+            self._keep(is_busy=True)
             try:
                 return await self._run(bash, streams, data, timeout_s)
             except (asyncio.CancelledError, ValueError, OSError):
@@ -106,9 +115,24 @@ class Shell:
             if isinstance(error, TimeoutError):
                 raise RuntimeError(f"/bin/bash did not start within {_OPEN_TIMEOUT_S:g} s") from error
             raise
-        self._remember(streams)
         self._bash = bash
+        self._remember(streams)
+        self._keep(bash.descriptors)
         return bash
+
+    async def go_on(self, kept: Kept) -> None:
+        """Be what a server before this one put away, with its bash, unless that was in the middle of a command.
+
+        Raises:
+            SandboxLost: the container is gone.
+            RuntimeError: what the command started does not let itself be killed.
+        """
+        record = kept.data
+        self._state, self._generation = _State(record["directory"], record["exports"]), record["generation"]
+        if kept.descriptors:
+            self._bash = await attach(record["pid"], kept.descriptors)
+            if record["is_busy"]:
+                await self._kill(self._bash)
 
     async def _living(self, streams: CommandStreams) -> Exec:
         """The bash, or a new one where it died since the last command.
@@ -122,7 +146,7 @@ class Shell:
 
     @property
     def _marker(self) -> str:
-        return f"{self.name}-{self._generation}"
+        return f"shell-{self.name}-{self._generation}"
 
     async def _run(self, bash: Exec, streams: CommandStreams, text: bytes, timeout_s: float) -> CommandResult:
         started = time.monotonic()
@@ -134,7 +158,9 @@ class Shell:
             await self._kill(bash, streams)
             return _result(streams, TIMED_OUT, started, timed_out=True)
         if how == "ended":
-            return _result(streams, self._remember(streams), started)
+            code = self._remember(streams)
+            self._keep()
+            return _result(streams, code, started)
         code = await self.containers.exit_code(bash)
         self.close()
         await self._require_running()
@@ -145,6 +171,11 @@ class Shell:
         code, directory, exports = (field.decode(errors="replace") for field in streams.stdout.record or ())
         self._state = _State(directory.removesuffix("\n"), exports)
         return int(code)
+
+    def _keep(self, descriptors: Sequence[int] | None = None, *, is_busy: bool = False) -> None:
+        """Put away what a server after this one needs, with the `descriptors` of the bash where that is another."""
+        record = {"generation": self._generation, "pid": self._bash and self._bash.pid, "is_busy": is_busy}
+        self._store.put(f"{KEPT}/{self.container}/{self.name}", {**vars(self._state), **record}, descriptors)
 
     async def _kill(self, bash: Exec, streams: CommandStreams | None = None) -> None:
         """Kill this bash and all that came of it, and take what it still had to say."""
@@ -159,9 +190,10 @@ class Shell:
             self.close()
 
     def close(self) -> None:
-        if self._bash:
-            self._bash.close()
-        self._bash = None
+        bash, self._bash = self._bash, None
+        if bash:
+            bash.close()
+            self._keep(())
 
     async def _require_running(self) -> None:
         if not await self.containers.is_running(self.container):

@@ -45,13 +45,16 @@ class Owner(BaseModel):
 
     @classmethod
     def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
-        me = Process(os.getpid())
+        return cls.process(os.getpid(), launch_id, run_directory)
+
+    @classmethod
+    def process(cls, pid: int, launch_id: str, run_directory: str = "") -> Self:
         return cls(
             launch_id=launch_id,
-            pid=me.pid,
-            started=me.started or 0,
+            pid=pid,
+            started=Process(pid).started or 0,
             boot_id=_boot_id(),
-            pid_namespace=me.pid_namespace,
+            pid_namespace=Process(pid).pid_namespace,
             run_directory=run_directory,
         )
 
@@ -74,17 +77,22 @@ def private_root() -> Path:
     return chosen if len(bytes(chosen)) <= _SOCKET_PATH_LIMIT else Path("/tmp")
 
 
-def make_private_directory(launch_id: str, run_directory: str = "") -> Path:
+def make_private_directory(launch_id: str, run_directory: str = "", *, owner: int | None = None) -> Path:
     """Make the private directory of `launch_id`, owned by this process until it is removed.
+
+    Or by the process `owner`, our keeper: then there may be one already, of a server that died as it began or ended.
 
     Raises:
         SetupError: it exists, or there is no place for it.
     """
     path = private_root() / f"{PREFIX}{launch_id}"
+    me = Owner.process(owner or os.getpid(), launch_id, run_directory)
+    if me.pid != os.getpid() and read_owner(path) == me:
+        remove_private_directory(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.mkdir(mode=0o700)
-        (draft / "owner.json").write_text(Owner.this_process(launch_id, run_directory).model_dump_json())
+        (draft / "owner.json").write_text(me.model_dump_json())
         if os.geteuid() == 0:
             os.chown(draft, *namespaces.id_map().root)
         draft.rename(path)  # what can be seen has an owner

@@ -67,7 +67,7 @@ class SocketContainers:
             if await self.is_running(container):
                 raise
             raise SandboxLost(f"sandbox {container} is gone") from error
-        return _Session(0, frames, frames.transport, session)
+        return _Session(0, frames, frames.transport, (), session)
 
     async def exit_code(self, process: Exec) -> int | None:
         """How a process ended, as a shell would say it; None where it is not known."""

@@ -106,8 +106,12 @@ class SocketSandboxes:
         run_directory: str = "",
         output_limit: int = 256 * 1024,
         isolation: Isolation = "shared-uid",
+        owner: int | None = None,
     ) -> None:
         self.launch_id = launch_id
+        self.adopted: dict[str, PodmanSandbox] = {}
+        "See `PodmanSandboxes`. There are never any: the server's death closed their lifelines."
+        self._owner = owner
         self.socket = socket
         self.run_directory = run_directory
         self.output_limit = output_limit
@@ -225,7 +229,8 @@ class SocketSandboxes:
             self._service = _Service(api.call("GET", "/info"))
             self.rung = self._service.rung
             self.rung.require(self.least_isolation)
-            self._directory = make_private_directory(self.launch_id, self.run_directory)
+            api.remove_launch(self.launch_id)  # what a server before this one was just starting when it died
+            self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._owner)
         except OSError as error:
             api.close()
             raise SetupError(
