@@ -4,10 +4,11 @@ import asyncio
 import secrets
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
-from skyrl_stack.errors import GradingFailed
+from skyrl_stack.errors import GradingFailed, SandboxLost
 from skyrl_stack.grading.apply import apply_patch
 from skyrl_stack.grading.grade import Grade, grade
 from skyrl_stack.grading.patch import Start, extract_patch
@@ -342,6 +343,46 @@ def test_a_fix_beside_a_submodule_is_resolved(bench: Bench, task: Task) -> None:
     assert seen.splitlines() == ["a.py", f" M {SOURCE}", "start"]
     assert touched(patch) == [SOURCE]
     assert bench.grade(with_submodule, patch).resolved
+
+
+class Doomed:
+    """Starts real sandboxes, of which those that are counted out lose their process 1 while the tests run."""
+
+    def __init__(self, sandboxes: PodmanSandboxes, doomed: set[int]) -> None:
+        self.sandboxes = sandboxes
+        self.doomed = doomed
+        self.starts = 0
+        self.ends: list[asyncio.Task[None]] = []
+
+    async def start(self, spec: SandboxSpec) -> Sandbox:
+        sandbox = await self.sandboxes.start(spec)
+        if self.starts in self.doomed:
+            self.ends.append(asyncio.create_task(self._end(sandbox)))
+        self.starts += 1
+        return sandbox
+
+    async def _end(self, sandbox: Sandbox) -> None:
+        with suppress(SandboxLost):
+            await sandbox.run(
+                "until grep -qs 'pytes[t]' /proc/[0-9]*/cmdline; do sleep 0.02; done; kill -TERM 1", shell="end"
+            )
+
+    def grade(self, bench: Bench, task: Task) -> Grade:
+        return bench.runner.run(grade(task, task.patch, self, timeout_s=60))
+
+
+@pytest.mark.parametrize(("doomed", "starts"), [({0}, 3), ({1}, 4)], ids=["the-first", "the-control"])
+def test_a_sandbox_that_is_lost_in_the_middle_of_a_grade_is_replaced(
+    bench: Bench, task: Task, doomed: set[int], starts: int
+) -> None:
+    sandboxes = Doomed(bench.sandboxes, doomed)
+    assert sandboxes.grade(bench, task).resolved
+    assert sandboxes.starts == starts
+
+
+def test_a_second_sandbox_that_is_lost_is_no_grade(bench: Bench, task: Task) -> None:
+    with pytest.raises(GradingFailed, match="is gone"):
+        Doomed(bench.sandboxes, {0, 1}).grade(bench, task)
 
 
 def test_no_image_is_no_grade(bench: Bench, task: Task) -> None:
