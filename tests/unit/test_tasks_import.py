@@ -117,6 +117,11 @@ def test_images_are_named_as_each_data_set_names_them(tmp_path: Path, name: str,
     assert imported(tmp_path, ROWS[name])[0].image == image
 
 
+def test_the_image_of_an_older_row_of_swe_smith_is_named_as_the_registry_does(tmp_path: Path) -> None:
+    older = SMITH | {"image_name": "swesmith.x86_64.oauthlib__oauthlib.1fd52536"}
+    assert imported(tmp_path, older)[0].image == imported(tmp_path, SMITH)[0].image
+
+
 def test_a_recipe_of_the_row_is_kept(tmp_path: Path) -> None:
     recipe = {"image": "ghcr.io/a/b:1", "eval_script": "#!/bin/bash\ntrue", "log_parser": "parse_log_flask"}
     (task,) = imported(tmp_path, BENCH | recipe | {"eval_type": "fail_only"})

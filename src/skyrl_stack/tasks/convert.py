@@ -124,7 +124,9 @@ def _swe_rebench(row: Row) -> Columns:
 
 def _swe_smith(row: Row) -> Columns:
     """Its `patch` is the bug, and its images hold the sound repository: the bug is put in, and the fix takes it out."""
-    bug = row["patch"]
+    bug, image = row["patch"], row["image_name"]
+    if "/" not in image:  # older rows leave out whose it is, and write it as Docker Hub does not take it
+        image = f"jyangballin/{image.replace('__', '_1776_')}"
     tests = [*_names(row, "FAIL_TO_PASS"), *_names(row, "PASS_TO_PASS")]
     files = sorted({test.partition("::")[0] for test in tests if "::" in test})
     return {
@@ -132,7 +134,7 @@ def _swe_smith(row: Row) -> Columns:
         "repo": row["repo"],
         "version": "",
         "base_commit": "HEAD",
-        "image": _full(row["image_name"]),
+        "image": _full(image),
         "problem_statement": row["problem_statement"],
         "patch": reverse_diff(bug),
         "FAIL_TO_PASS": _names(row, "FAIL_TO_PASS"),
