@@ -60,6 +60,8 @@ def conclude(evaluation: Evaluation, *, prices: tuple[float, float] | None = Non
     print_summary(summary, attempts)
     for file in evaluation.write_predictions():
         print(f"predictions: {file}")
+    path = evaluation.directory.path
+    print(f"episodes: `skyrl-stack report {path} --episodes`, and each by `skyrl-stack show ID --run-dir {path}`")
     return summary
 
 

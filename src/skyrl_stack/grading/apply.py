@@ -23,8 +23,7 @@ WAYS = (
 APPLY = """
 cd {repository}
 clean() {{ git checkout --quiet -- . ; git clean --quiet -fd -- . "${{given[@]/#/:(exclude,literal)}}"; }}
-apply() {{
-    {first} {file} && return  # or it has changed nothing
+by_another_way() {{
     mapfile -d '' -t given < <(git ls-files --others --exclude-standard --directory -z)
     given=("${{given[@]%/}}")
     {others}
@@ -33,18 +32,19 @@ apply() {{
     [ "$before" = "$(state .git)" ] || exit 1
     [ "$status" = 0 ] || git apply --check --reverse {file}
 }}
-state() {{ [ -z "$*" ] || find "$@" -printf '%p %i %s %C@\n' | sort | sha256sum; }}
+state() {{ find "$@" -printf '%p %i %s %C@\\n' | sort | sha256sum; }}
 shopt -s nullglob dotglob
 environments=(*/bin/python)
 environments=("${{environments[@]%/bin/python}}")
-as_it_was=$(state "${{environments[@]}}")
+[ -z "${{environments[*]}}" ] || as_it_was=$(state "${{environments[@]}}")
 {{
     git ls-files --others -z -- {protected}
     for path in {hidden}; do [ ! -e "$path" ] || printf '%s\\0' "$path"; done
 }} > {file}.kept
 [ ! -s {file}.kept ] || tar --create --absolute-names --null --files-from={file}.kept --file={file}.tar || exit 1
-apply && [ "$as_it_was" = "$(state "${{environments[@]}}")" ] || exit 1
-git reset --quiet
+# The first way changes all or nothing, and no index.
+{first} {file} || {{ by_another_way && git reset --quiet; }} || exit 1
+[ -z "${{environments[*]}}" ] || [ "$as_it_was" = "$(state "${{environments[@]}}")" ] || exit 1
 for path in {hidden}; do rm -rf -- "$path"; done
 git clean --quiet -fdx -- {protected}
 git diff -z --name-only HEAD -- {protected} | xargs --null --no-run-if-empty git checkout --quiet HEAD --
