@@ -41,13 +41,13 @@ FINISH = render_call("finish", message="done")
 class Run:
     """A run directory, and the runtimes that were started in it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, peer_timeout_s: float) -> None:
         sections = {
-            "run": {"peer_timeout_s": 6},
+            "run": {"peer_timeout_s": peer_timeout_s},
             "runtime": {"max_sandboxes": 2},
             "trainer": {"concurrent_episodes": 2},
         }
-        self.profile = Profile.model_validate(profile().model_dump() | sections | {"run": {"peer_timeout_s": 6}})
+        self.profile = Profile.model_validate(profile().model_dump() | sections)
         self.directory = RunDirectory.create(root, self.profile)
         self.launch = Launch()
         publish(self.directory.launch_file, self.launch)
@@ -106,6 +106,7 @@ class Interfering(ScriptedPolicy):
             self.together = None
         self.happens()
         self.happens = lambda: None
+        await asyncio.sleep(0.1)  # so that this process has seen what became of its connections
         return await super().sample(prompt_ids, max_tokens=max_tokens)
 
 
@@ -127,8 +128,8 @@ def task(inflection_tasks: list[Task]) -> Task:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    run = Run(tmp_path)
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
+    run = Run(tmp_path, getattr(request, "param", 6))
     yield run
     for process in run.runtimes.values():
         process.terminate()
@@ -197,6 +198,7 @@ async def test_the_end_of_one_of_two_costs_its_episodes_and_no_more(run: Run, sa
     assert watch.lost() is None
 
 
+@pytest.mark.parametrize("run", [60], indirect=True)
 async def test_the_death_of_a_server_costs_no_episode(run: Run, sandboxes: Runtimes, task: Task) -> None:
     run.start(0)
     await run.ready(0)
