@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "testbed", "tmp", "var")
 CHANGES = ("WORKDIR /testbed", "ENV HOME=/root")
@@ -40,6 +42,39 @@ def build_rootfs(tar: Path, programs: Iterable[str] = SHELL_PROGRAMS) -> str:
             archive.addfile(entry, io.BytesIO(data))
             digest.update(name.encode() + hashlib.sha256(data).digest())
     return digest.hexdigest()[:16]
+
+
+def write_archive(rootfs: Path, reference: str, archive: Path) -> None:
+    """Write what `podman save --format oci-archive` would of an image of one layer, the tar `rootfs`."""
+    layer = rootfs.read_bytes()
+    settings = {"Env": ["HOME=/root"], "WorkingDir": "/testbed"}
+    layers = {"type": "layers", "diff_ids": [_digest(layer)]}
+    config = _json({"architecture": "amd64", "os": "linux", "config": settings, "rootfs": layers})
+    kind = "application/vnd.oci.image"
+    parts = [_descriptor(f"{kind}.config.v1+json", config), _descriptor(f"{kind}.layer.v1.tar", layer)]
+    manifest = _json({"schemaVersion": 2, "config": parts[0], "layers": parts[1:]})
+    top = _descriptor(f"{kind}.manifest.v1+json", manifest)
+    top["annotations"] = {"org.opencontainers.image.ref.name": reference}
+    files = {f"blobs/sha256/{_digest(blob)[7:]}": blob for blob in (layer, config, manifest)}
+    files |= {"oci-layout": _json({"imageLayoutVersion": "1.0.0"})}
+    files |= {"index.json": _json({"schemaVersion": 2, "manifests": [top]})}
+    with tarfile.open(archive, "w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def _descriptor(kind: str, blob: bytes) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": _digest(blob), "size": len(blob)}
+
+
+def _digest(blob: bytes) -> str:
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _libraries(binary: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.oci.reference import MADE_HERE, Reference
+from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.store import SiteStore, StoredImage
 
 _DAY_S = 86_400.0
@@ -63,6 +63,6 @@ def stored(store: SiteStore, images: Iterable[str]) -> list[StoredImage]:
 
 def unused(store: SiteStore, *, days: float, keep: Iterable[str]) -> list[StoredImage]:
     """Images that no node has loaded for so long, and that are not to be kept."""
-    kept = {str(Reference.parse(image)) for image in keep if not image.startswith(MADE_HERE)}
+    kept = {str(Reference.parse(image)) for image in keep}
     since = time.time() - days * _DAY_S
     return [image for image in store.images() if image.used_at < since and str(image.reference) not in kept]

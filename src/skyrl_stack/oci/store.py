@@ -35,6 +35,8 @@ class StoredImage:
 
     reference: Reference
     digest: str
+    config: Descriptor
+    "Says what its containers are started with."
     blobs: tuple[Descriptor, ...]
     used_at: float
     "Seconds since the epoch."
@@ -66,6 +68,10 @@ class SiteStore:
     def blob(self, digest: str) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
 
+    def layout(self, reference: Reference) -> Path:
+        """The directory of an image, an OCI layout."""
+        return self._images / reference.file_name
+
     def has_blob(self, descriptor: Descriptor) -> bool:
         with suppress(OSError):
             return self.blob(descriptor.digest).stat().st_size == descriptor.size
@@ -73,7 +79,7 @@ class SiteStore:
 
     def find(self, reference: Reference) -> StoredImage | None:
         """The image, if all of it is here."""
-        return self._read(self._images / reference.file_name)
+        return self._read(self.layout(reference))
 
     def images(self) -> Iterator[StoredImage]:
         """All images, by name."""
@@ -88,7 +94,7 @@ class SiteStore:
 
     def publish(self, reference: Reference, manifest: Manifest) -> StoredImage:
         """Give the image, all blobs of which are here, its name."""
-        folder = self._images / reference.file_name
+        folder = self.layout(reference)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "oci-layout", LAYOUT)
         with suppress(FileExistsError):
@@ -102,11 +108,11 @@ class SiteStore:
     def use(self, reference: Reference) -> None:
         """Note that the image is in use, for `gc`."""
         with suppress(OSError):
-            os.utime(self._images / reference.file_name / "index.json")
+            os.utime(self.layout(reference) / "index.json")
 
     def remove(self, reference: Reference) -> None:
         """Take an image's name away; `gc` takes its blobs."""
-        folder = self._images / reference.file_name
+        folder = self.layout(reference)
         (folder / "index.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -146,7 +152,7 @@ class SiteStore:
             return None
         if not all(self.has_blob(blob) for blob in blobs):
             return None
-        return StoredImage(Reference.of_file_name(folder.name), top.digest, tuple(blobs), used_at)
+        return StoredImage(Reference.of_file_name(folder.name), top.digest, manifest.children[0], tuple(blobs), used_at)
 
 
 def _files(folder: Path) -> list[Path]:
