@@ -97,12 +97,18 @@ def tiny_image(tests_cache: Path, tiny_rootfs: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def frozen_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Of an ordinary user who has runtime.sif: built once in a run of tests, by the worker that needs it first."""
-    shared = tmp_path_factory.getbasetemp()
+def ordinary_site() -> Iterator[Site]:
+    """Of an ordinary user who has Apptainer."""
     with ordinary_user() as site:
-        site.build_once(shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared)
         yield site
+
+
+@pytest.fixture(scope="module")
+def frozen_site(ordinary_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Of one who has runtime.sif, too: built once in a run of tests, by the worker that needs it first."""
+    shared = tmp_path_factory.getbasetemp()
+    ordinary_site.build_once(shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared)
+    return ordinary_site
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,12 @@ class Site:
         assert (process.returncode != 0) == fails, output
         return output
 
+    def install(self, group: str) -> None:
+        """Have the packages of a dependency group beside the command."""
+        _install(self.work, "--group", group)
+        if self.user:
+            subprocess.run(["chown", "-R", f"{self.user}:", self.work / "venv"], check=True)
+
     def build(self, name: str, *options: str) -> None:
         """Build an image from Debian packages and this user's Python."""
         arguments = ["--arg", "BOOTSTRAP=debootstrap", "--python", str(self.work / "python")]
@@ -178,8 +184,8 @@ def _check_out(place: Path) -> None:
         subprocess.run(["tar", "-xf", "-", "-C", place], stdin=tar.stdout, check=True)
 
 
-def _install(work: Path) -> None:
-    """What a login node has: the command, without any of the groups."""
+def _install(work: Path, *options: str) -> None:
+    """What a login node has: the command, without any of the groups; `options` may name some."""
     uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
     environment = os.environ | {
         "UV_PROJECT_ENVIRONMENT": str(work / "venv"),
@@ -187,7 +193,7 @@ def _install(work: Path) -> None:
         "LD_LIBRARY_PATH": str(work / "python/lib"),
     }
     python = work / "python/bin/python3.12"
-    command = [uv, "sync", "-q", "--frozen", "--no-default-groups", "--python", python]
+    command = [uv, "sync", "-q", "--frozen", "--no-default-groups", *options, "--python", python]
     subprocess.run(command, cwd=work / "checkout", env=environment, check=True)
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from skyrl_stack.section import Section
 
-Isolation = Literal["full", "shared-uid", "no-netns"]
+Isolation = Literal["full", "shared-uid", "no-netns", "weak"]
 RuntimeUrl = Annotated[str, StringConstraints(pattern=r"^http://[^\s/@?#]+:\d+$")]
 
 

@@ -86,6 +86,9 @@ def test_the_contract_holds_without_network_namespaces(home: Path) -> None:
 def test_a_node_that_gives_less_is_refused_with_the_way_out() -> None:
     rung = Rung("no-netns", ("no network namespaces: ask",))
     rung.require("no-netns")
+    rung.require("weak")
     for least in ("full", "shared-uid"):
         with pytest.raises(SetupError, match=r"no network namespaces: ask.* --set runtime.isolation=no-netns"):
             rung.require(least)
+    with pytest.raises(SetupError, match=r"no Podman; .*--set runtime.isolation=weak"):
+        Rung("weak", ("no Podman",)).require("no-netns")

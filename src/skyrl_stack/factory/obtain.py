@@ -13,8 +13,11 @@ from skyrl_stack.oci.pull import pull
 from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.api import PodmanApi
+from skyrl_stack.sandbox.apptainer.trees import Trees
+from skyrl_stack.sandbox.apptainer.trees import how_to_bring as how_to_bring_here
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.outside.images import SocketImages, how_to_bring
+from skyrl_stack.sandbox.providers import why_apptainer
 from skyrl_stack.sandbox.storage import site_images
 from skyrl_stack.tasks.task import Task
 
@@ -22,8 +25,8 @@ from skyrl_stack.tasks.task import Task
 async def ensure_images(
     tasks: Iterable[Task], say: Say, *, pulling: bool = True, podman_socket: Path | None = None
 ) -> None:
-    """Have the images of `tasks` in this node's store, or in the Podman behind a socket, or else in the site's store.
-    Without `pulling` no registry is asked.
+    """Have the images of `tasks` where this node's sandboxes are started from, a store, a Podman behind a socket or
+    Apptainer's trees, or else in the site's store. Without `pulling` no registry is asked.
 
     Raises:
         SetupError: one cannot be had; names it and the way out.
@@ -35,6 +38,11 @@ async def ensure_images(
             lacking = await elsewhere.lacking(images)
             if made := [image for image in lacking if image.startswith(MADE_HERE)]:
                 raise SetupError(f"{made[0]}: {how_to_bring(made, podman_socket)}")
+    elif why_apptainer():
+        trees = Trees()
+        lacking = [image for image in images if not trees.can_have(image)]
+        if made := [image for image in lacking if image.startswith(MADE_HERE)]:
+            raise SetupError(f"{made[0]}: {how_to_bring_here(made[0])}")
     else:
         async with ImageStore() as node:
             lacking = [image for image in images if not await node.has(image)]

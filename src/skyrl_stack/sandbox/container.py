@@ -139,8 +139,8 @@ class Container:
     def kill(self, shell: int, marker: str) -> None:
         """Kill a shell and all that came of it.
 
-        That is: its session, what carries the marker in its environment although it left the session (setsid), and
-        every descendant of those; again until nobody is found, for a process may fork while it is looked at.
+        That is: its session and its group, what carries the marker in its environment although it left them (setsid),
+        and every descendant of those; again until nobody is found, for a process may fork while it is looked at.
         """
         for _ in range(_KILL_ROUNDS):
             victims = self._victims(shell, f"SKYRL_SHELL={marker}".encode())
@@ -223,12 +223,12 @@ class Container:
                 pid = int(process.name)
                 if pid == self.pid or (process / "ns/pid").stat().st_ino != namespace:
                     continue
-                state, parent, _, session = _fields(pid)[:4]
+                state, parent, group, session = _fields(pid)[:4]
                 if state in b"ZX":
                     continue
                 parents[pid] = int(parent)
                 environment = (process / "environ").read_bytes().split(b"\0")
-                if shell in (pid, int(session)) or marker in environment:
+                if shell in (pid, int(group), int(session)) or marker in environment:
                     victims.add(pid)
         while grown := {pid for pid, parent in parents.items() if parent in victims} - victims:
             victims |= grown

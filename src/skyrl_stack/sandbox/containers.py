@@ -131,15 +131,7 @@ class Containers:
         except FileMissing as error:
             raise ValueError(str(error)) from error
 
-        def write() -> None:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.truncate()
-                shutil.copyfileobj(data, file, _FILE_PIECE)
-
-        try:
-            await asyncio.to_thread(write)
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from error
+        await fill(descriptor, path, data)
 
     async def kill(self, container: str, pid: int, marker: str) -> None:
         """Kill a shell and all that came of it, which carries `marker` in its environment.
@@ -188,6 +180,24 @@ async def attach(pid: int, descriptors: Sequence[int]) -> Exec:
         output.close()
         raise
     return Exec(pid, output, transport, tuple(descriptors))
+
+
+async def fill(descriptor: int, path: str, data: BinaryIO) -> None:
+    """Write all that `data` holds to the file of `descriptor`, which is `path`, and close it.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+
+    def write() -> None:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.truncate()
+            shutil.copyfileobj(data, file, _FILE_PIECE)
+
+    try:
+        await asyncio.to_thread(write)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -5,13 +5,10 @@ Only one launch writes at a time; the others wait for it, and find its images ma
 """
 
 import asyncio
-import fcntl
 import json
 import logging
-import os
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,17 +21,25 @@ from podman.errors import APIError, BuildError
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.healing import heal_store
+from skyrl_stack.sandbox.locks import locked
 from skyrl_stack.sandbox.namespaces import id_map
 from skyrl_stack.sandbox.storage import cache_dir, make_private_directory, remove_private_directory
 
 LOG = logging.getLogger(__name__)
-LOCK_TIMEOUT_S = 1800.0
 OPERATION_TIMEOUT_S = 1800.0
 
 
 def image_store_path(cache: Path | None = None) -> Path:
     """The directory of the store in the cache. Its files belong to the users of the cell, so they have one each."""
     return (cache or cache_dir()) / f"images-{id_map().root[0]}"
+
+
+def reading_options() -> str:
+    """By which anybody's Podman reads the image store, as it reads additional ones, and changes nothing in it.
+
+    A root of its own keeps it off the storage of whoever types it, whose driver may be another.
+    """
+    return f"--root $(mktemp -d) --storage-driver overlay --storage-opt overlay.imagestore={image_store_path()}"
 
 
 class ImageStore:
@@ -147,7 +152,7 @@ class ImageStore:
         with self._opening:
             if self._cell is None:
                 with ExitStack() as closing:
-                    self._lock(closing)
+                    closing.enter_context(locked(self.path.with_suffix(".lock")))
                     directory = make_private_directory(secrets.token_hex(8))
                     closing.callback(remove_private_directory, directory)
                     if healed := heal_store(self.path):
@@ -156,22 +161,6 @@ class ImageStore:
                     self._cell = closing.enter_context(cell)
                     self._closing = closing.pop_all()
             return self._cell
-
-    def _lock(self, closing: ExitStack) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        closing.callback(os.close, descriptor)
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        said = False
-        while time.monotonic() < deadline:
-            try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not said:
-                    LOG.info("waiting for another launch that is making images")
-                    said = True
-                time.sleep(0.2)
-        raise SetupError(f"{self.path}: another launch has been making images for {LOCK_TIMEOUT_S:.0f} s")
 
 
 def _explanation(error: Any) -> str:

@@ -3,6 +3,8 @@
     full         users, processes, files and network of a sandbox are its own
     shared-uid   all its users are one, whoever launched: /etc/subuid gives that user no others
     no-netns     it has the node's network: an agent reaches the internet and every service of the cluster
+    weak         it is the launching user, in an instance of Apptainer (`sandbox/apptainer/`): what keeps it from the
+                 user's files is its mount namespace alone, and from the user's processes its pid namespace
 
 A profile names the least that it takes (`runtime.isolation`). On each rung a sandbox has its own processes and mounts
 under an unprivileged user, and the kernel ends it with its runtime: what gives less is not on the ladder.
@@ -19,7 +21,7 @@ from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.namespaces import id_map
 
 LOG = logging.getLogger(__name__)
-LADDER: tuple[Isolation, ...] = ("full", "shared-uid", "no-netns")
+LADDER: tuple[Isolation, ...] = ("full", "shared-uid", "no-netns", "weak")
 "The best first."
 _MAKE_NETWORK = "import os; os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)"
 
@@ -37,8 +39,8 @@ class Rung:
 
     @property
     def has_networks(self) -> bool:
-        """Whether a sandbox can have a network of its own."""
-        return self.isolation != "no-netns"
+        """Whether a sandbox surely can have a network of its own."""
+        return self.isolation in ("full", "shared-uid")
 
     def require(self, least: Isolation) -> None:
         """Refuse a node that gives less.

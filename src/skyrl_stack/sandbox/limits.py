@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
@@ -13,19 +15,27 @@ from skyrl_stack.sandbox.contract import Excess, SandboxSpec
 
 
 class Limits:
-    """The warden of the cell whose namespaces `helper` holds; `start` it, and `close` it before the cell."""
+    """The warden of the cell whose namespaces `helper` holds; `start` it, and `close` it before the cell.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    Without a helper, of sandboxes beside us, which begin as copies of an image: only what is newer than `watch` counts
+    as written. It may kill nothing there: `exceeded` is called with a sandbox's id.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, exceeded: Callable[[str], None] | None) -> None:
         self._process = process
+        self._exceeded = exceeded
         self._excesses: dict[str, Excess] = {}
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, helper: int) -> Self:
+    async def start(cls, helper: int | None = None, *, exceeded: Callable[[str], None] | None = None) -> Self:
         """Start the warden."""
-        argv = [sys.executable, "-m", "skyrl_stack.sandbox.warden", "--helper", str(helper)]
+        argv = [sys.executable, "-m", "skyrl_stack.sandbox.warden"]
+        if helper is not None:
+            argv += ["--helper", str(helper)]
         pipe = subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, start_new_session=True))
+        process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, start_new_session=True)
+        return cls(process, exceeded)
 
     async def close(self) -> None:
         """End the warden; the sandboxes are without limits from then on."""
@@ -40,8 +50,9 @@ class Limits:
 
     def watch(self, identifier: str, pid: int, upper: str, spec: SandboxSpec) -> None:
         """Hold the sandbox to its sizes. `pid` is its process 1, as the cell counts; `upper` takes what it writes."""
+        since = time.time() if self._exceeded else 0.0
         sizes = spec.model_dump(include={"memory_mb", "pids", "disk_mb", "cpus"})
-        self._tell({"watch": {"id": identifier, "pid": pid, "upper": upper, **sizes}})
+        self._tell({"watch": {"id": identifier, "pid": pid, "upper": upper, "since": since, **sizes}})
 
     def forget(self, identifier: str) -> None:
         """The sandbox is gone."""
@@ -63,6 +74,8 @@ class Limits:
             while line := await self._process.stdout.readline():
                 said = json.loads(line)
                 self._excesses[said["id"]] = Excess.model_validate(said["excess"])
+                if self._exceeded:
+                    self._exceeded(said["id"])
 
 
 def of_shell(spec: SandboxSpec) -> str:

@@ -19,7 +19,7 @@ from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.podman_config import find_program
 
 _INIT = "/run/skyrl-init"
-_DEFAULTS = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm"}
+DEFAULTS = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm"}
 _SHARED_MEMORY = {
     "destination": "/dev/shm",
     "type": "tmpfs",
@@ -79,7 +79,7 @@ class _Pattern:
         own = dict(pair.split("=", 1) for pair in self.config["process"]["env"])
         home = "/root" if image.user in _ROOTS else own["HOME"]
         ours = {"container": "podman", "HOME": home, "HOSTNAME": identifier}
-        environment = {**_DEFAULTS, **ours, **image.environment, **spec.environment}
+        environment = {**DEFAULTS, **ours, **image.environment, **spec.environment}
         process = {
             **self.config["process"],
             "args": [_INIT, "-P"],

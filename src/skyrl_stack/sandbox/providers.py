@@ -1,12 +1,22 @@
-"""Which sandboxes a profile asks for: those of a cell of the launch's own, or of the Podman behind a socket."""
+"""Which sandboxes a launch gets: of a Podman behind a socket if the profile names one, else the best there is.
 
+a cell of the launch's own      where there is Podman, and namespaces can be made
+Apptainer                       where not; that is `weak`, which has to be asked for
+"""
+
+import shutil
+
+from skyrl_stack.errors import SetupError
 from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.apptainer.sandboxes import ApptainerSandboxes
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.keeping import UNKEPT, Store
+from skyrl_stack.sandbox.namespaces import require_user_namespaces
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.sandbox.podman_config import require_podman
 
-NodeSandboxes = PodmanSandboxes | SocketSandboxes
+NodeSandboxes = PodmanSandboxes | SocketSandboxes | ApptainerSandboxes
 "Sandboxes of this node."
 
 
@@ -24,6 +34,15 @@ def sandboxes_of(
             isolation=section.isolation,
             owner=store.owner,
         )
+    if reason := why_apptainer():
+        return ApptainerSandboxes(
+            launch_id,
+            reason=reason,
+            run_directory=run_directory,
+            output_limit=output_limit,
+            isolation=section.isolation,
+            owner=store.owner,
+        )
     return PodmanSandboxes(
         launch_id,
         image_stores=[image_store_path()],
@@ -32,3 +51,15 @@ def sandboxes_of(
         isolation=section.isolation,
         store=store,
     )
+
+
+def why_apptainer() -> str:
+    """Why this node can open no cell, where it has Apptainer instead; else nothing."""
+    if shutil.which("apptainer") is None:
+        return ""
+    try:
+        require_podman()
+        require_user_namespaces()
+    except SetupError as error:
+        return str(error)
+    return ""

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -124,13 +125,26 @@ def named_socket(path: Path) -> Path | None:
         return None
 
 
+def remove_tree(path: Path) -> None:
+    """Remove all below `path` that can be removed, as can what is this user's own, whatever its modes say."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if not Path(folder, name).is_symlink():
+                with suppress(OSError):  # another's
+                    Path(folder, name).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_private_directory(path: Path) -> None:
     """Remove all below `path`. Its files may belong to sub-ids, which only their user namespace can remove.
 
     Raises:
         SetupError: something would not go.
     """
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     if not path.exists():
         return
     _, said = namespaces.run("rm", "-rf", "--one-file-system", path)

@@ -59,6 +59,8 @@ class Watched:
     pids: int | None
     disk_mb: int | None
     cpus: float | None
+    since: float = 0.0
+    "Only what changed after counts as written; seconds since the epoch."
     namespace: str = ""
     has_worked: bool = True
     "Since its disk was measured."
@@ -71,9 +73,10 @@ class Watched:
 
 
 class Warden:
-    """All sandboxes of one cell."""
+    """All sandboxes of one cell; or beside this process, which then leaves it to the server to kill what is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, kills: bool = True) -> None:
+        self._kills = kills
         self._watched: dict[str, Watched] = {}
         self._namespaces: dict[int, tuple[int, str]] = {}
         "By process: when it started, and its pid namespace."
@@ -120,7 +123,7 @@ class Warden:
             for watched in list(self._watched.values()):
                 if watched.disk_mb and watched.has_worked:
                     watched.has_worked = False
-                    used = yield from _disk_usage(watched.upper)
+                    used = yield from _disk_usage(watched.upper, watched.since)
                     self._limit_disk(watched, used, watched.disk_mb)
             yield True
 
@@ -182,8 +185,9 @@ class Warden:
         """Say it, then do it, so that the server knows the cause before it sees the effect."""
         excess = {"resource": resource, "used": used, "allowed": allowed}
         print(json.dumps({"id": watched.id, "excess": excess}), flush=True)
-        with suppress(OSError):  # gone already
-            signal_all(watched.pid, signal.SIGKILL)
+        if self._kills:
+            with suppress(OSError):  # gone already
+                signal_all(watched.pid, signal.SIGKILL)
         self._killed_at[watched.namespace] = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS)
 
 
@@ -207,8 +211,9 @@ def _proportional_memory(pid: int) -> int:
     return 0
 
 
-def _disk_usage(directory: str) -> Generator[bool, None, int]:
-    """Bytes that the files below take, each once however many links it has; yields after each directory."""
+def _disk_usage(directory: str, since: float) -> Generator[bool, None, int]:
+    """Bytes that the files below take that changed after `since`, each once however many links it has; yields after
+    each directory."""
     total, seen, left = 0, set[int](), [directory]
     while left:
         with suppress(OSError), os.scandir(left.pop()) as entries:  # it may be removed meanwhile
@@ -217,7 +222,7 @@ def _disk_usage(directory: str) -> Generator[bool, None, int]:
                     status = entry.stat(follow_symlinks=False)
                     if entry.is_dir(follow_symlinks=False):
                         left.append(entry.path)
-                    elif status.st_ino not in seen:
+                    elif status.st_ctime > since and status.st_ino not in seen:
                         if status.st_nlink > 1:
                             seen.add(status.st_ino)
                         total += status.st_blocks * 512
@@ -234,8 +239,7 @@ def _confine(pids: list[int], cpus: frozenset[int]) -> None:
                     os.sched_setaffinity(int(thread.name), cpus)
 
 
-def _serve() -> None:
-    warden = Warden()
+def _serve(warden: Warden) -> None:
     pending, wait = b"", TICK_S
     while True:
         deadline = time.monotonic() + wait
@@ -255,8 +259,12 @@ def _serve() -> None:
 def main() -> int:
     """The program's entry point."""
     parser = argparse.ArgumentParser(prog="skyrl_stack.sandbox.warden")
-    parser.add_argument("--helper", type=int, required=True, help="process id of the cell's namespaces helper")
-    return run_in_cell(parser.parse_args().helper, _serve)
+    parser.add_argument("--helper", type=int, help="process id of the cell's namespaces helper")
+    helper: int | None = parser.parse_args().helper
+    if helper is not None:
+        return run_in_cell(helper, lambda: _serve(Warden()))
+    _serve(Warden(kills=False))
+    return 0
 
 
 if __name__ == "__main__":

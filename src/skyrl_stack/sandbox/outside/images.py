@@ -10,18 +10,13 @@ from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.api_images import ApiImages
-from skyrl_stack.sandbox.images import image_store_path
+from skyrl_stack.sandbox.images import reading_options
 from skyrl_stack.sandbox.storage import site_images
 
 
 def how_to_bring(references: Sequence[str], socket: Path) -> str:
-    """What to say of images that were made, and that the Podman behind `socket` lacks: the command that brings them.
-
-    It reads the image store as Podman reads additional ones, so it changes nothing in it. A root of its own keeps it
-    off the storage of whoever types it, whose driver may be another.
-    """
-    reading = f"--root $(mktemp -d) --storage-driver overlay --storage-opt overlay.imagestore={image_store_path()}"
-    save = f"podman {reading} save -m {' '.join(references)}"
+    """What to say of images that were made, and that the Podman behind `socket` lacks: the command that brings them."""
+    save = f"podman {reading_options()} save -m {' '.join(references)}"
     where = f"no registry has it, nor the Podman behind {socket}"
     return f"{where}; bring what was made by `{save} | podman --url unix://{socket} load`"
 

@@ -7,10 +7,10 @@ exceeded. `init.bash` is the other end.
 import asyncio
 from contextlib import suppress
 from importlib.resources import files
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 from skyrl_stack.errors import SandboxLost
-from skyrl_stack.sandbox.api import Frames
+from skyrl_stack.sandbox.stream import Output
 
 _INIT = (files(__package__) / "init.bash").read_text()
 
@@ -22,10 +22,16 @@ def process_1(sizes: list[Size]) -> list[str]:
     return ["/bin/bash", "--noprofile", "--norc", "-c", _INIT, "init", *sizes]
 
 
+class Stream(Output, Protocol):
+    """What process 1 says; `transport` takes what it is told."""
+
+    transport: asyncio.WriteTransport
+
+
 class Lifeline:
     """The runtime's end; close it, and the sandbox ends."""
 
-    def __init__(self, container: str, frames: Frames) -> None:
+    def __init__(self, container: str, frames: Stream) -> None:
         self._container = container
         self._frames = frames
         self._turn = asyncio.Lock()
@@ -54,8 +60,8 @@ class Lifeline:
             self._news.clear()
         return exceeded
 
-    async def ask(self, what: Literal["kill", "signal"], argument: str) -> int:
-        """Have process 1 kill the shell with a marker, or signal all processes; its exit code.
+    async def ask(self, what: str, argument: str) -> int:
+        """Have process 1 do what its program knows, such as `signal` all processes; the number that it answers.
 
         Raises:
             SandboxLost: it has ended.
