@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.podman, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract"]
-OWN = "not client and not socket and not sif"
+OWN = "not client and not socket and not weak and not sif"
 "Sandboxes of this process's own Podman."
 WITHOUT_NETWORKS = ["unshare", "--map-root-user", "sh", "-c"]
 WITHOUT_NETWORKS += ['echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh"]
