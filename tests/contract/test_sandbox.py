@@ -73,6 +73,12 @@ def process_1(sandbox: str) -> int:
     raise LookupError(sandbox)
 
 
+def was_throttled(sandbox: str) -> bool:
+    """Whether the cgroup of a sandbox, where it has one, kept it waiting for its CPUs."""
+    stats = (file.read_text() for file in Path("/sys/fs/cgroup").rglob(f"{sandbox}/cpu.stat"))
+    return any(int(text.partition("nr_throttled ")[2].split()[0]) > 0 for text in stats)
+
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
@@ -369,7 +375,7 @@ async def test_a_cpu_hog_is_confined_to_its_cpus(backend: Backend) -> None:
     sandbox = await backend.start(cpus=0.05)
     hog = "for i in 1 2 3 4; do while :; do :; done & done; sleep 4; while read -r key list; do "
     result = await sandbox.run(hog + "[[ $key == Cpus_allowed_list: ]] && echo $list; done < /proc/self/status; :")
-    assert result.stdout.strip().isdigit(), "more than one CPU"
+    assert result.stdout.strip().isdigit() or await asyncio.to_thread(was_throttled, sandbox.id), "more than one CPU"
     assert result.excess is None
     await sandbox.stop()
 

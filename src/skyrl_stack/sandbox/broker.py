@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_stack.node import end_with_parent
+from skyrl_stack.sandbox.cgroups import enter_cell
 from skyrl_stack.sandbox.container import Container, Layers, Refused
 from skyrl_stack.sandbox.entering import run_in_cell
 from skyrl_stack.sandbox.seccomp import Filters
@@ -41,8 +42,9 @@ Reply = tuple[dict[str, Any], list[int]]
 class Broker:
     """All containers of one cell. Its public methods are the requests."""
 
-    def __init__(self, runtime: Sequence[str], state: Path) -> None:
+    def __init__(self, runtime: Sequence[str], state: Path, cgroup: Path | None) -> None:
         self._runtime = (*runtime, "--root", str(state))
+        self._cgroup = cgroup
         self._layers = Layers()
         self._filters = Filters(state)
         self._containers: dict[str, Container] = {}
@@ -53,7 +55,7 @@ class Broker:
 
     def create(self, id: str, layers: list[str], config: dict[str, Any], files: dict[str, str], workdir: str) -> Reply:
         """Start a container."""
-        container = Container(id, self._runtime)
+        container = Container(id, self._runtime, self._cgroup / id if self._cgroup else None)
         with container.lock:
             self._containers[id] = container
             if id in self._removed:
@@ -182,7 +184,7 @@ def _close(descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
-def _serve(directory: Path, path: str, runtime: str) -> None:
+def _serve(directory: Path, path: str, runtime: str, cgroup: Path | None) -> None:
     """Answer requests in this process, until standard input ends or its parent does."""
     end_with_parent(signal.SIGKILL)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the OCI runtime starts becomes ours when that ends
@@ -191,7 +193,7 @@ def _serve(directory: Path, path: str, runtime: str) -> None:
     os.umask(0o022)
     with suppress(OSError):  # where there are no keyrings, there is none to see
         leave_session_keyring()
-    broker = Broker([runtime], directory / "state")
+    broker = Broker([runtime], directory / "state", cgroup)
     server = _Server(path, broker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     # The signal itself goes to the thread that called the OCI runtime, and would not wake this one.
@@ -214,8 +216,11 @@ def main() -> int:
     parser.add_argument("--runtime", required=True, help="path of crun or runc")
     parser.add_argument("--directory", type=Path, required=True, help="for the sandboxes; is made")
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--cgroup", type=Path, help="of the launch; those of sandboxes lie below it")
     arguments = parser.parse_args()
-    serve = partial(_serve, arguments.directory, arguments.socket, arguments.runtime)
+    if arguments.cgroup:
+        enter_cell(arguments.cgroup)
+    serve = partial(_serve, arguments.directory, arguments.socket, arguments.runtime, arguments.cgroup)
     return run_in_cell(arguments.helper, serve)
 
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from skyrl_stack.sandbox.cgroups import born_in
 from skyrl_stack.sandbox.entering import signal_all
 from skyrl_stack.sandbox.syscalls import mount_overlay, open_in_root, unmount
 
@@ -58,14 +59,18 @@ class Layers:
 
 
 class Container:
-    """A container; its process 1 does nothing but reap. `runtime` is the argv of the OCI runtime with its options."""
+    """A container; its process 1 does nothing but reap. `runtime` is the argv of the OCI runtime with its options.
 
-    def __init__(self, identifier: str, runtime: Sequence[str]) -> None:
+    All other processes are born into `cgroup`, where there is one.
+    """
+
+    def __init__(self, identifier: str, runtime: Sequence[str], cgroup: Path | None = None) -> None:
         self.id = identifier
         self.lock = threading.Lock()
         self.pid = 0
         "Process 1, as the cell counts."
         self._runtime = runtime
+        self._cgroup = cgroup
         self._life = -1
         self._root = -1
         self._calls = itertools.count()
@@ -182,15 +187,16 @@ class Container:
             description.write_text(json.dumps(process))
             options = (*options, "--process", str(description))
         argv = [*self._runtime, "--log", str(log), "--log-format", "json", action, *options]
+        argv += ["--pid-file", str(pid), self.id]
+        if action == "exec" and self._cgroup and self._cgroup.is_dir():
+            argv = born_in(self._cgroup, argv)
         stdin, stdout, stderr = streams
         try:
-            done = subprocess.run(
-                [*argv, "--pid-file", str(pid), self.id], stdin=stdin, stdout=stdout, stderr=stderr, check=False
-            )
+            done = subprocess.run(argv, stdin=stdin, stdout=stdout, stderr=stderr, check=False)
             if done.returncode:
                 lines = log.read_text().splitlines() if log.exists() else []
                 said = "; ".join(json.loads(line)["msg"] for line in lines)  # crun says why, and then that it failed
-                raise Refused("failed", said or f"{argv[0]} {action} failed")
+                raise Refused("failed", said or f"{self._runtime[0]} {action} failed")
             return int(pid.read_text())
         finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from skyrl_stack.errors import SandboxLost, SetupError
@@ -49,8 +50,10 @@ class Containers:
     Every request raises SandboxLost when the container is gone, or the broker with all of them.
     """
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, cgroup: Path | None = None) -> None:
+        """`cgroup` is the launch's, if it has one."""
         self._cell = cell
+        self._cgroup = cgroup
         self._socket = str(cell.directory / "broker.sock")
         self.process: Dependent | None = None
         "The broker; one that a server before this one started may be put here in place of `start`."
@@ -63,7 +66,7 @@ class Containers:
         """
         argv = [sys.executable, "-m", "skyrl_stack.sandbox.broker", "--helper", str(self._cell.helper)]
         argv += ["--runtime", self._cell.runtime, "--directory", str(self._cell.directory / "sandboxes")]
-        argv += ["--socket", self._socket]
+        argv += ["--socket", self._socket, *(["--cgroup", str(self._cgroup)] if self._cgroup else [])]
         self.process = Dependent.start(argv, log=self._cell.log, environment=self._cell.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.is_alive:

@@ -1,4 +1,4 @@
-"""Limits of a cell's sandboxes: the server's end of the warden, and what each shell limits for itself."""
+"""Limits of a cell's sandboxes: the kernel's, the server's end of the warden, and what each shell limits for itself."""
 
 import asyncio
 import json
@@ -12,33 +12,49 @@ from contextlib import suppress
 from typing import Self
 
 from skyrl_stack.sandbox.contract import Excess, SandboxSpec
+from skyrl_stack.sandbox.held import HeldSizes
 
 
 class Limits:
     """The warden of the cell whose namespaces `helper` holds; `start` it, and `close` it before the cell.
 
+    What the kernel can hold sandboxes to is not the warden's.
+
     Without a helper, of sandboxes beside us, which begin as copies of an image: only what is newer than `watch` counts
     as written. It may kill nothing there: `exceeded` is called with a sandbox's id.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, exceeded: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, held: HeldSizes | None, exceeded: Callable[[str], None] | None
+    ) -> None:
         self._process = process
         self._exceeded = exceeded
+        self._held = held
+        if held:
+            held.listen()
         self._excesses: dict[str, Excess] = {}
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, helper: int | None = None, *, exceeded: Callable[[str], None] | None = None) -> Self:
+    async def start(
+        cls,
+        helper: int | None = None,
+        *,
+        held: HeldSizes | None = None,
+        exceeded: Callable[[str], None] | None = None,
+    ) -> Self:
         """Start the warden."""
         argv = [sys.executable, "-m", "skyrl_stack.sandbox.warden"]
         if helper is not None:
             argv += ["--helper", str(helper)]
         pipe = subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, start_new_session=True)
-        return cls(process, exceeded)
+        return cls(process, held, exceeded)
 
     async def close(self) -> None:
         """End the warden; the sandboxes are without limits from then on."""
+        if self._held:
+            self._held.deafen()
         assert self._process.stdin
         self._process.stdin.close()
         await self._process.wait()
@@ -49,19 +65,28 @@ class Limits:
         return self._process.returncode is None
 
     def watch(self, identifier: str, pid: int, upper: str, spec: SandboxSpec) -> None:
-        """Hold the sandbox to its sizes. `pid` is its process 1, as the cell counts; `upper` takes what it writes."""
+        """Hold the sandbox to its sizes. `pid` is its process 1, as the cell counts; `upper` takes what it writes.
+
+        Raises:
+            RuntimeError: it cannot be held.
+        """
         since = time.time() if self._exceeded else 0.0
+        if self._held:
+            spec = self._held.watch(identifier, spec)
         sizes = spec.model_dump(include={"memory_mb", "pids", "disk_mb", "cpus"})
         self._tell({"watch": {"id": identifier, "pid": pid, "upper": upper, "since": since, **sizes}})
 
     def forget(self, identifier: str) -> None:
         """The sandbox is gone."""
         self._excesses.pop(identifier, None)
+        if self._held:
+            self._held.forget(identifier)
         self._tell({"forget": identifier})
 
-    def excess(self, identifier: str) -> Excess | None:
+    async def excess(self, identifier: str) -> Excess | None:
         """What the sandbox used too much of since this was asked last."""
-        return self._excesses.pop(identifier, None)
+        refused = await self._held.excess(identifier) if self._held else None
+        return refused or self._excesses.pop(identifier, None)
 
     def _tell(self, order: dict[str, object]) -> None:
         assert self._process.stdin

@@ -23,6 +23,7 @@ from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
 from skyrl_stack.sandbox.dependent import Dependent
 from skyrl_stack.sandbox.engine import Engine, Sizes
+from skyrl_stack.sandbox.held import HeldSizes, found_sizes, hold_sizes, who_enforces
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
@@ -76,11 +77,11 @@ class PodmanSandbox:
             try:
                 result = await self._shell(shell).run(command, timeout_s=timeout_s, cwd=cwd)
             except RuntimeError as error:
-                if excess := self._limits.excess(self.id):  # the shell was killed with all else, as it began
+                if excess := await self._limits.excess(self.id):  # the shell was killed with all else, as it began
                     return CommandResult(exit_code=KILLED, stdout="", stderr="", excess=excess)
                 await self.stop()  # out of control, it would take what the others need
                 raise SandboxLost(f"sandbox {self.id} has no shell any more: {error}") from error
-        excess = self._limits.excess(self.id)
+        excess = await self._limits.excess(self.id)
         return result.model_copy(update={"excess": excess}) if excess else result
 
     async def open(self, spec: SandboxSpec) -> None:
@@ -232,6 +233,7 @@ class PodmanSandboxes:
         self._cell: Cell | None = None
         self._api: PodmanApi | None = None
         self._containers: Containers | None = None
+        self._held: HeldSizes | None = None
         self._limits: Limits | None = None
         self._patterns = Patterns(self.image_stores)
         self._supply = Supply(partial(bring_to, self.image_stores[0]))
@@ -256,7 +258,7 @@ class PodmanSandboxes:
             await store.make()  # Podman sees what is added to those stores that it began with
         helper = await asyncio.to_thread(self._open)
         try:
-            self._limits = await Limits.start(helper)
+            self._limits = await Limits.start(helper, held=self._held)
             found = self._store.take_below(KEPT)
             await asyncio.gather(*(self._adopt(name, kept.data) for name, kept in found.items()))
         except BaseException:
@@ -362,7 +364,6 @@ class PodmanSandboxes:
         """Start the cell, or find that of a server before this one; returns the process that holds its namespaces."""
         self._rung = probe()
         self._rung.require(self.least_isolation)
-        LOG.info("%s", self._rung)
         kept = self._store.take(_CELL)
         if not kept or not self._has_found(kept):
             self._make()
@@ -373,6 +374,7 @@ class PodmanSandboxes:
     def _has_found(self, kept: Kept) -> bool:
         """Whether the cell of a server before this one lives; where it does not, nothing of it is left."""
         self._directory = Path(kept.data["directory"])
+        self._held = found_sizes(self._directory)
         self._cell = Cell(self._directory)
         self._containers = Containers(self._cell)
         self._cell.process = Dependent(kept.data["helper"], *kept.descriptors[:2])
@@ -386,9 +388,12 @@ class PodmanSandboxes:
     def _make(self) -> None:
         self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._store.owner)
         try:
+            held = hold_sizes(self.launch_id, self._directory)
+            LOG.info("%s; %s", self._rung, who_enforces(held))
+            self._held = held if isinstance(held, HeldSizes) else None
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
             self._cell.start()
-            self._containers = Containers(self._cell)
+            self._containers = Containers(self._cell, self._held.group.path if self._held else None)
             self._containers.start()
             helper, broker = self._cell.process, self._containers.process
             assert helper and broker
@@ -403,6 +408,7 @@ class PodmanSandboxes:
         api, self._api = self._api, None
         containers, self._containers = self._containers, None
         cell, self._cell = self._cell, None
+        held, self._held = self._held, None
         directory, self._directory = self._directory, None
         if api:
             api.close()
@@ -410,6 +416,8 @@ class PodmanSandboxes:
             containers.close()
         if cell:
             cell.stop()
+        if held:
+            held.close()
         if directory:
             remove_private_directory(directory)
 

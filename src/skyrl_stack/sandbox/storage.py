@@ -4,6 +4,7 @@
     ├── owner.json           who made it, so that `sweep` can tell the dead from the living
     ├── podman.sock          Podman's API
     ├── outside.json         or where it is, if it is not ours; no more files then
+    ├── cgroup.json          which cgroup holds the sandboxes to their sizes, where one does
     ├── config/              Podman's own configuration
     └── storage/, run/, …    containers; nothing of them is shared with another launch
 
@@ -28,6 +29,7 @@ PREFIX = "skyrl-"
 CACHE_VARIABLE = "SKYRL_CACHE"
 IMAGES_VARIABLE = "SKYRL_IMAGES"
 _OUTSIDE = "outside.json"
+_CGROUP = "cgroup.json"
 _SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
 
 
@@ -117,10 +119,24 @@ def name_socket(path: Path, socket: Path) -> None:
 
 
 def named_socket(path: Path) -> Path | None:
-    """What `name_socket` said. In a directory of another user it says nothing: it could name a socket of ours."""
-    file = path / _OUTSIDE
+    """What `name_socket` said."""
+    return _named(path / _OUTSIDE, "socket")
+
+
+def name_cgroup(path: Path, group: Path) -> None:
+    """Say in a private directory which cgroup is the launch's."""
+    (path / _CGROUP).write_text(json.dumps({"cgroup": str(group)}))
+
+
+def named_cgroup(path: Path) -> Path | None:
+    """What `name_cgroup` said."""
+    return _named(path / _CGROUP, "cgroup")
+
+
+def _named(file: Path, key: str) -> Path | None:
+    """What a file of ours names. One of another user says nothing: it could name a thing of ours."""
     try:
-        return Path(json.loads(file.read_bytes())["socket"]) if file.lstat().st_uid == os.geteuid() else None
+        return Path(json.loads(file.read_bytes())[key]) if file.lstat().st_uid == os.geteuid() else None
     except (OSError, ValueError):
         return None
 

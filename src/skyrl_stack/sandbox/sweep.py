@@ -17,7 +17,15 @@ from pathlib import Path
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
 from skyrl_stack.sandbox.api import PodmanApi, Refused
-from skyrl_stack.sandbox.storage import PREFIX, named_socket, private_root, read_owner, remove_private_directory
+from skyrl_stack.sandbox.cgroups import remove_launch
+from skyrl_stack.sandbox.storage import (
+    PREFIX,
+    named_cgroup,
+    named_socket,
+    private_root,
+    read_owner,
+    remove_private_directory,
+)
 
 _DEATH_TIMEOUT_S = 5.0
 ROOM = 1 << 30
@@ -92,7 +100,7 @@ def make_room() -> str | None:
 
 
 def _remove(directory: LeftDirectory) -> None:
-    """Remove a directory, and before it what a Podman elsewhere still has of the launch."""
+    """Remove a directory, and before it the launch's cgroup and what a Podman elsewhere still has of the launch."""
     if socket := named_socket(directory.path):
         try:
             with PodmanApi(socket) as api:
@@ -101,6 +109,8 @@ def _remove(directory: LeftDirectory) -> None:
             raise SetupError(f"{socket}: containers of launch {directory.launch_id} are left: {error}") from error
         except OSError:  # it is gone, and so are its containers
             pass
+    if group := named_cgroup(directory.path):
+        remove_launch(group)
     remove_private_directory(directory.path)
 
 

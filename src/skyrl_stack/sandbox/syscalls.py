@@ -1,6 +1,6 @@
-"""System calls that Python lacks: overlay mounts, opening a file with a directory as root, keyrings.
+"""System calls that Python lacks: overlay mounts, opening a file with a directory as root, keyrings, news of files.
 
-Source: mount(2), umount2(2), openat2(2), keyctl(2).
+Source: mount(2), umount2(2), openat2(2), keyctl(2), inotify(7).
 """
 
 import ctypes
@@ -15,6 +15,8 @@ _RESOLVE_IN_ROOT = 0x10
 _MNT_DETACH = 2
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_IN_MODIFY = 0x2
+_EVENT = struct.Struct("iIII")
 
 
 def mount_overlay(target: str, options: str) -> None:
@@ -47,6 +49,38 @@ def leave_session_keyring() -> None:
     """
     number = _KEYCTL.get(platform.machine(), -1)
     _check(_LIBC.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None), "session keyring")
+
+
+def open_news() -> int:
+    """A descriptor that tells of files that were modified; it does not block.
+
+    Raises:
+        OSError: as of inotify_init1(2); a user may have 128 of them.
+    """
+    descriptor = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(descriptor, "inotify")
+    return int(descriptor)
+
+
+def ask_for_news(news: int, path: str) -> int:
+    """The number under which `news` tells of a file from now on."""
+    number = _LIBC.inotify_add_watch(news, os.fsencode(path), _IN_MODIFY)
+    _check(number, path)
+    return int(number)
+
+
+def read_news(news: int) -> set[int]:
+    """The numbers of files that were modified, or are gone, since this was asked last."""
+    try:
+        data = os.read(news, 65536)
+    except BlockingIOError:
+        return set()
+    numbers, at = set[int](), 0
+    while at < len(data):
+        number, _, _, length = _EVENT.unpack_from(data, at)
+        numbers.add(number)
+        at += _EVENT.size + length
+    return numbers
 
 
 def _check(result: int, path: str) -> None:

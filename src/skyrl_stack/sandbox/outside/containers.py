@@ -131,7 +131,7 @@ class SocketContainers:
     def forget(self, identifier: str) -> None:
         self._specs.pop(identifier, None)
 
-    def excess(self, identifier: str) -> Excess | None:
+    async def excess(self, identifier: str) -> Excess | None:
         """What the sandbox used too much of since this was asked last; no more than it may, as the kernel saw to."""
         lifeline = self._lifelines.get(identifier)
         size = lifeline.take_excess() if lifeline else None
