@@ -389,6 +389,8 @@ async def test_there_is_no_network(sandbox: Sandbox) -> None:
 async def test_a_nul_byte_is_refused(sandbox: Sandbox, bad: str) -> None:
     with pytest.raises(ValueError, match="NUL"):
         await sandbox.run(bad)
+    with pytest.raises(ValueError, match="NUL"):
+        await sandbox.run("true", shell=bad)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1])

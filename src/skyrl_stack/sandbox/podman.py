@@ -69,8 +69,8 @@ class PodmanSandbox:
         self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
     ) -> CommandResult:
         """See `Sandbox.run`."""
-        if "\0" in command or "\0" in (cwd or ""):
-            raise ValueError("a command holds no NUL byte")
+        if "\0" in f"{command}{cwd}{shell}":
+            raise ValueError("a command, its directory and the name of its shell hold no NUL byte")
         if not timeout_s > 0:
             raise ValueError(f"timeout_s = {timeout_s}: must be positive")
         with self._unless_expired():
