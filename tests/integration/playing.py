@@ -13,8 +13,9 @@ from skyrl_stack.episode.record import Episode
 from skyrl_stack.profile import Profile
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
 from skyrl_stack.sandbox.images import ImageStore
-from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.task import Task
 
 TOKENIZER = small_tokenizer()
@@ -23,9 +24,9 @@ TOKENIZER = small_tokenizer()
 class WatchedSandboxes(PodmanSandboxes):
     """Podman's sandboxes, each of which a test can get at."""
 
-    started: asyncio.Queue[PodmanSandbox]
+    started: asyncio.Queue[EngineSandbox]
 
-    async def start(self, spec: SandboxSpec) -> PodmanSandbox:
+    async def start(self, spec: SandboxSpec) -> EngineSandbox:
         sandbox = await super().start(spec)
         self.started.put_nowait(sandbox)
         return sandbox

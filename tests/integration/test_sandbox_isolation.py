@@ -15,8 +15,9 @@ from podman import PodmanClient
 
 from rootfs import build_rootfs
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
-from skyrl_stack.sandbox.podman import PodmanSandbox, PodmanSandboxes
+from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.podman_config import find_program
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -57,7 +58,7 @@ def programs_but(name: str, directory: Path) -> Path:
 
 
 @pytest.fixture
-async def sandbox(sandboxes: PodmanSandboxes, tiny_image: str) -> AsyncIterator[PodmanSandbox]:
+async def sandbox(sandboxes: PodmanSandboxes, tiny_image: str) -> AsyncIterator[EngineSandbox]:
     sandbox = await sandboxes.start(SandboxSpec(image=tiny_image))
     yield sandbox
     await sandbox.stop()
@@ -87,7 +88,7 @@ def mounts(process: Path) -> set[tuple[str, str, str]]:
 
 
 async def test_it_is_shut_in_like_a_container_of_podman(
-    sandboxes: PodmanSandboxes, sandbox: PodmanSandbox, tiny_image: str
+    sandboxes: PodmanSandboxes, sandbox: EngineSandbox, tiny_image: str
 ) -> None:
     def start(client: PodmanClient) -> None:
         command = ["/bin/bash", "-c", "sleep 60; :"]
@@ -139,7 +140,7 @@ async def test_a_profile_of_seccomp_is_translated_once(
 
 
 @pytest.mark.parametrize("path", ["/tmp/out", "/tmp/absolute", "/../../etc/hostname-of-the-host"])
-async def test_no_path_leads_out(sandbox: PodmanSandbox, tmp_path: Path, path: str) -> None:
+async def test_no_path_leads_out(sandbox: EngineSandbox, tmp_path: Path, path: str) -> None:
     await sandbox.run(
         f"mkdir -p {tmp_path}; ln -s ../../../../../../..{tmp_path}/loot /tmp/out; ln -s {tmp_path}/loot /tmp/absolute"
     )
@@ -149,7 +150,7 @@ async def test_no_path_leads_out(sandbox: PodmanSandbox, tmp_path: Path, path: s
     assert await sandbox.read_file(path) == b"theirs"
 
 
-async def test_sandboxes_share_nothing(sandboxes: PodmanSandboxes, sandbox: PodmanSandbox, tiny_image: str) -> None:
+async def test_sandboxes_share_nothing(sandboxes: PodmanSandboxes, sandbox: EngineSandbox, tiny_image: str) -> None:
     other = await sandboxes.start(SandboxSpec(image=tiny_image))
     for path in ("/etc/hosts", "/etc/passwd", "/dev/shm/x", "/run/x", "/testbed/x"):
         await sandbox.run(f"echo mine >> {path}")

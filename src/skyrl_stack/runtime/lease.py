@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from skyrl_stack.runtime.commands import Commands
 from skyrl_stack.runtime.wire import RuntimeInfo, StartRequest
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
 from skyrl_stack.sandbox.keeping import Store
-from skyrl_stack.sandbox.podman import PodmanSandbox
 
 KEPT = "lease"
 "Below this key leases are kept, by the id of the sandbox, each with its port."
@@ -22,7 +22,7 @@ class Lease:
     """A sandbox that is somebody's for a while."""
 
     request: StartRequest
-    sandbox: PodmanSandbox
+    sandbox: EngineSandbox
     listener: asyncio.Server
     host: str
     port: int

@@ -23,8 +23,8 @@ from skyrl_stack.runtime.ports import inherited_port, open_port
 from skyrl_stack.runtime.wire import Conflict, Full, StartRequest, Unknown
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
 from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
-from skyrl_stack.sandbox.podman import PodmanSandbox
 from skyrl_stack.sandbox.providers import NodeSandboxes
 
 LOG = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class Leases:
             await asyncio.shield(sandbox.stop())
             raise
 
-    async def _serve(self, request: StartRequest, sandbox: PodmanSandbox, place: socket.socket) -> Lease:
+    async def _serve(self, request: StartRequest, sandbox: EngineSandbox, place: socket.socket) -> Lease:
         return Lease(
             request=request,
             sandbox=sandbox,

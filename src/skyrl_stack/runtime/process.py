@@ -135,7 +135,7 @@ class Runtime:
                 await self._announce(sandboxes)
 
     async def _revive(self, sandboxes: NodeSandboxes, served: Served) -> None:
-        """Start Podman again after it died. Its sandboxes died with it, and so do their leases.
+        """Begin anew after what sandboxes need died: they died with it, and so do their leases.
 
         Raises:
             SandboxLost: it dies again and again.
@@ -143,11 +143,13 @@ class Runtime:
         now, words = time.monotonic(), sandboxes.last_words
         self._deaths = [died for died in self._deaths if now - died < _DEATHS_WITHIN_S] + [now]
         if len(self._deaths) > _DEATHS:
-            raise SandboxLost(f"Podman's service died {len(self._deaths)} times: {words}")
+            raise SandboxLost(f"{sandboxes.backbone} died {len(self._deaths)} times: {words}")
         await served.end_all()
         await sandboxes.reopen()
         self._announced = ()
-        LOG.warning("healed: Podman's service died (%s) and its sandboxes with it; it was started again", words)
+        LOG.warning(
+            "healed: %s died (%s) and its sandboxes with it; it was started again", *(sandboxes.backbone, words)
+        )
 
     async def _drop_what_is_left(self, served: Served) -> None:
         """A trainer that left, or was started again, does not call for its old sandboxes; their places are needed."""

@@ -1,213 +1,43 @@
 """Sandboxes of Podman: the contract over a cell that is this launch's own."""
 
 import asyncio
-import io
 import logging
 import os
 import secrets
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
-from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed, SetupError
+from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.api_images import ApiImages, discard_archives
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
-from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.dependent import Dependent
-from skyrl_stack.sandbox.engine import Engine, Sizes
+from skyrl_stack.sandbox.engine_sandbox import KEPT, EngineSandbox, opened, start_failed
 from skyrl_stack.sandbox.held import HeldSizes, found_sizes, hold_sizes, who_enforces
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.isolation import Rung, probe
 from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import Description, NoSuchImage, Patterns
-from skyrl_stack.sandbox.shell import KEPT as SHELL
-from skyrl_stack.sandbox.shell import KILLED, Shell
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 from skyrl_stack.sandbox.supply import Supply, bring_to, on_site
 
 LOG = logging.getLogger(__name__)
-KEPT = "sandbox"
 _CELL = "cell"
-"Keys of what is kept for a server after this one: sandboxes by their ids, and what they are in."
-
-
-class PodmanSandbox:
-    """A container. Its process 1 does nothing but reap, so that a `kill -9 -1` in it leaves it alive."""
-
-    def __init__(
-        self,
-        containers: Engine,
-        identifier: str,
-        description: Description,
-        *,
-        limits: Sizes,
-        preamble: str,
-        output_limit: int,
-        store: Store = UNKEPT,
-    ) -> None:
-        self.id = identifier
-        self._containers = containers
-        self._description = description
-        self._limits = limits
-        self._preamble = preamble
-        self._output_limit = output_limit
-        self._store = store
-        self._shells: dict[str, Shell] = {}
-        self._expiry: asyncio.Task[None] | None = None
-        self._expired = ""
-
-    async def run(
-        self, command: str, *, timeout_s: float = 60.0, shell: str = "main", cwd: str | None = None
-    ) -> CommandResult:
-        """See `Sandbox.run`."""
-        if "\0" in f"{command}{cwd}{shell}":
-            raise ValueError("a command, its directory and the name of its shell hold no NUL byte")
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s = {timeout_s}: must be positive")
-        with self._unless_expired():
-            try:
-                result = await self._shell(shell).run(command, timeout_s=timeout_s, cwd=cwd)
-            except RuntimeError as error:
-                if excess := await self._limits.excess(self.id):  # the shell was killed with all else, as it began
-                    return CommandResult(exit_code=KILLED, stdout="", stderr="", excess=excess)
-                await self.stop()  # out of control, it would take what the others need
-                raise SandboxLost(f"sandbox {self.id} has no shell any more: {error}") from error
-        excess = await self._limits.excess(self.id)
-        return result.model_copy(update={"excess": excess}) if excess else result
-
-    async def open(self, spec: SandboxSpec) -> None:
-        """Start the container, hold it to its sizes, and start the shell for commands.
-
-        Raises:
-            RuntimeError: it cannot be started; says why.
-        """
-        description = vars(self._description.of_processes())
-        record = {"spec": spec.model_dump(mode="json"), "description": description}
-        self._store.put(f"{KEPT}/{self.id}", record)  # from now on there may be a container of this name
-        pid, upper = await self._containers.create(self.id, self._description)
-        began = time.monotonic()
-        self._store.put(f"{KEPT}/{self.id}", {**record, "pid": pid, "upper": upper, "began": began})
-        self._hold(pid, upper, began, spec)
-        await self._shell("main").open()
-
-    async def go_on(self, record: Mapping[str, Any]) -> None:
-        """Be what a server before this one put away.
-
-        Raises:
-            SandboxLost: it is gone, and not because its time is over.
-            RuntimeError: it is out of control.
-        """
-        if "pid" not in record:
-            raise SandboxLost(f"sandbox {self.id} was being started")
-        spec = SandboxSpec.model_validate(record["spec"])
-        self._hold(record["pid"], record["upper"], record["began"], spec)
-        if spec.wall_s and time.monotonic() > record["began"] + spec.wall_s:
-            return
-        if not await self.is_running():
-            raise SandboxLost(f"sandbox {self.id} is gone")
-        for name, kept in self._store.take_below(f"{SHELL}/{self.id}").items():
-            await self._shell(name).go_on(kept)
-
-    def _hold(self, pid: int, upper: str, began: float, spec: SandboxSpec) -> None:
-        """Hold the sandbox to its sizes and to its time."""
-        self._limits.watch(self.id, pid, upper, spec)
-        if spec.wall_s:
-            self._expiry = asyncio.create_task(self._expire(began + spec.wall_s, spec.wall_s))
-
-    async def read_file(self, path: str) -> bytes:
-        """See `Sandbox.read_file`."""
-        with await self.open_file(path) as file:
-            return await asyncio.to_thread(file.read)
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`."""
-        await self.write_from(path, io.BytesIO(data))
-
-    async def open_file(self, path: str) -> BinaryIO:
-        """The regular file at the absolute `path`, to be closed.
-
-        Raises:
-            FileMissing: no such regular file.
-            SandboxLost: the sandbox is gone.
-        """
-        with self._unless_expired():
-            return os.fdopen(await self._containers.open_file(self.id, _absolute(path)), "rb")
-
-    async def write_from(self, path: str, data: BinaryIO) -> None:
-        """`write_file` of all that `data` holds, piece by piece."""
-        with self._unless_expired():
-            await self._containers.write_from(self.id, _absolute(path), data)
-
-    async def pause(self) -> None:
-        """Stop every process of the sandbox where it is. By signal: a rootless Podman may lack the freezer."""
-        await self._containers.signal(self.id, signal.SIGSTOP)
-
-    async def resume(self) -> None:
-        """Let every process of the sandbox go on."""
-        await self._containers.signal(self.id, signal.SIGCONT)
-
-    async def is_running(self) -> bool:
-        return await self._containers.is_running(self.id)
-
-    async def stop(self) -> None:
-        """See `Sandbox.stop`."""
-        await self._remove()
-        self._store.drop(f"{SHELL}/{self.id}")
-        self._store.drop(f"{KEPT}/{self.id}")
-
-    async def _remove(self) -> None:
-        try:
-            await self._containers.remove(self.id)
-        except SandboxLost:
-            pass
-        except RuntimeError as error:
-            LOG.warning("sandbox %s could not be removed; it goes with the run: %s", self.id, error)
-        for shell in self._shells.values():
-            shell.close()
-        self._limits.forget(self.id)
-        if self._expiry and not self._expired:
-            self._expiry.cancel()
-
-    async def _expire(self, at: float, wall_s: float) -> None:
-        await asyncio.sleep(at - time.monotonic())
-        self._expired = f"sandbox {self.id} was removed at the end of its {wall_s:g} s"
-        await self._remove()
-
-    @contextmanager
-    def _unless_expired(self) -> Iterator[None]:
-        """A sandbox that is lost because its time is over is said to be that."""
-        try:
-            yield
-        except SandboxLost as error:
-            if self._expired:
-                raise SandboxExpired(self._expired) from error
-            raise
-
-    def _shell(self, name: str) -> Shell:
-        if name not in self._shells:
-            self._shells[name] = Shell(
-                self._containers,
-                self.id,
-                name,
-                description=self._description,
-                preamble=self._preamble,
-                output_limit=self._output_limit,
-                store=self._store,
-            )
-        return self._shells[name]
+"By this key what sandboxes are in is kept for a server after this one."
 
 
 class PodmanSandboxes:
     """Starts sandboxes while the block runs; when it ends nothing of them is left."""
+
+    backbone = "Podman's service"
+    "What sandboxes cannot do without, for people."
 
     def __init__(
         self,
@@ -220,7 +50,7 @@ class PodmanSandboxes:
         store: Store = UNKEPT,
     ) -> None:
         """What the node lacks, and the site's store has, goes into the first of `image_stores`, of one or more."""
-        self.adopted: dict[str, PodmanSandbox] = {}
+        self.adopted: dict[str, EngineSandbox] = {}
         "Once the block runs: those of a server before this one, for who takes them."
         self.launch_id = launch_id
         self.run_directory = run_directory
@@ -288,7 +118,7 @@ class PodmanSandboxes:
         """What Podman's service said last."""
         return self._cell.last_words if self._cell else ""
 
-    async def start(self, spec: SandboxSpec) -> PodmanSandbox:
+    async def start(self, spec: SandboxSpec) -> EngineSandbox:
         """See `SandboxProvider.start`."""
         api = self._api
         if api is None or self._containers is None or self._limits is None:
@@ -302,9 +132,9 @@ class PodmanSandboxes:
             raise start_failed(spec, error) from error
         return await opened(self._sandbox(name, description, spec), spec, self._starting)
 
-    def _sandbox(self, name: str, description: Description, spec: SandboxSpec) -> PodmanSandbox:
+    def _sandbox(self, name: str, description: Description, spec: SandboxSpec) -> EngineSandbox:
         assert self._containers and self._limits, "the provider is closed"
-        return PodmanSandbox(
+        return EngineSandbox(
             self._containers,
             name,
             description,
@@ -420,31 +250,3 @@ class PodmanSandboxes:
             held.close()
         if directory:
             remove_private_directory(directory)
-
-
-async def opened(sandbox: PodmanSandbox, spec: SandboxSpec, starting: asyncio.Semaphore) -> PodmanSandbox:
-    """`sandbox`, once a command can be run in it. Of one that cannot be opened nothing is left.
-
-    Raises:
-        SandboxStartFailed: says why.
-    """
-    try:
-        async with starting:  # one that has begun is ready sooner than if all shared the CPUs
-            await sandbox.open(spec)
-    except BaseException as error:
-        await asyncio.shield(sandbox.stop())
-        if not isinstance(error, Exception):
-            raise
-        raise start_failed(spec, error) from error
-    return sandbox
-
-
-def start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
-    """What to raise for `error`: the image, and why, on one line."""
-    return SandboxStartFailed(f"{spec.image}: {' '.join(str(error).split())}")
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/") or "\0" in path or path.endswith("/"):
-        raise ValueError(f"{path!r}: not the absolute path of a file")
-    return path

@@ -15,10 +15,10 @@ from skyrl_stack.sandbox.apptainer.containers import Instances
 from skyrl_stack.sandbox.apptainer.program import probe
 from skyrl_stack.sandbox.apptainer.trees import Tree, Trees
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox, opened, start_failed
 from skyrl_stack.sandbox.isolation import Rung
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import DEFAULTS, Description
-from skyrl_stack.sandbox.podman import PodmanSandbox, opened, start_failed
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
 from skyrl_stack.sandbox.supply import Supply
 
@@ -35,7 +35,8 @@ class _Asked(Description):
 class ApptainerSandboxes:
     """Starts sandboxes while the block runs; when it ends nothing of them is left. See `PodmanSandboxes`."""
 
-    last_words = "the warden of its sandboxes ended"
+    backbone = "the warden of Apptainer's sandboxes"
+    last_words = "it said nothing"
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class ApptainerSandboxes:
     ) -> None:
         """`reason` is why this node gives nothing better."""
         self.launch_id = launch_id
-        self.adopted: dict[str, PodmanSandbox] = {}
+        self.adopted: dict[str, EngineSandbox] = {}
         "See `PodmanSandboxes`. There are never any: the server's death closed their lifelines."
         self._owner = owner
         self.run_directory = run_directory
@@ -85,7 +86,7 @@ class ApptainerSandboxes:
         """See `PodmanSandboxes.isolation`."""
         return self.rung.isolation
 
-    async def start(self, spec: SandboxSpec) -> PodmanSandbox:
+    async def start(self, spec: SandboxSpec) -> EngineSandbox:
         """See `SandboxProvider.start`."""
         if self._directory is None:
             raise SandboxStartFailed("the provider is closed")
@@ -96,7 +97,7 @@ class ApptainerSandboxes:
             raise start_failed(spec, error) from error
         # Without user namespaces the kernel counts the processes of all sandboxes, and the user's own, at once.
         countable = spec if self._apptainer.is_unprivileged else spec.model_copy(update={"pids": None})
-        sandbox = PodmanSandbox(
+        sandbox = EngineSandbox(
             self._instances,
             name,
             self._describe(name, tree, spec),

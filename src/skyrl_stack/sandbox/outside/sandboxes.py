@@ -19,13 +19,13 @@ from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
 from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.api import LABEL, PodmanApi, Refused
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox, opened, start_failed
 from skyrl_stack.sandbox.isolation import Rung
 from skyrl_stack.sandbox.limits import of_shell
 from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.outside.containers import SocketContainers, attached
 from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.outside.lifeline import Size, process_1
-from skyrl_stack.sandbox.podman import PodmanSandbox, opened, start_failed
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
 from skyrl_stack.sandbox.supply import Supply, on_site
 
@@ -98,6 +98,8 @@ class _Service:
 class SocketSandboxes:
     """Starts sandboxes while the block runs; when it ends nothing of them is left. See `PodmanSandboxes`."""
 
+    backbone = "Podman's service"
+
     def __init__(
         self,
         launch_id: str,
@@ -109,7 +111,7 @@ class SocketSandboxes:
         owner: int | None = None,
     ) -> None:
         self.launch_id = launch_id
-        self.adopted: dict[str, PodmanSandbox] = {}
+        self.adopted: dict[str, EngineSandbox] = {}
         "See `PodmanSandboxes`. There are never any: the server's death closed their lifelines."
         self._owner = owner
         self.socket = socket
@@ -152,7 +154,7 @@ class SocketSandboxes:
         """Its log is elsewhere."""
         return f"nobody listens at {self.socket}"
 
-    async def start(self, spec: SandboxSpec) -> PodmanSandbox:
+    async def start(self, spec: SandboxSpec) -> EngineSandbox:
         """See `SandboxProvider.start`."""
         if self._directory is None:
             raise SandboxStartFailed("the provider is closed")
@@ -161,7 +163,7 @@ class SocketSandboxes:
             workdir = await self._workdir(spec.image)
         except (Refused, SetupError) as error:
             raise start_failed(spec, error) from error
-        sandbox = PodmanSandbox(
+        sandbox = EngineSandbox(
             self._containers,
             name,
             _Asked([], self._request(name, spec), {}, spec.workdir or workdir),
