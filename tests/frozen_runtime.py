@@ -66,7 +66,7 @@ def apptainer_runtime(site: Site, archives: list[Path], tasks: list[Task], *, ou
     """What a launch serves without Podman, in a Python of the node's; it has the images of `archives`."""
     podmans = hidden_podmans(site)
     site.install("runtime")
-    site.stack("images", "add", *archives)
+    site.stack("images", "load", *archives)
     profile = PROFILE.format(isolation="weak", output_limit_kb=output_limit // 1024)
     with _launched(site, profile, tasks, podmans) as endpoint:
         yield endpoint

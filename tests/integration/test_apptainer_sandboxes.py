@@ -94,7 +94,7 @@ def tiny(ordinary_site: Site, tiny_rootfs: Path, tiny_image: str) -> str:
     ordinary_site.install("runtime")
     archive = ordinary_site.checkout / "tiny.tar"
     write_archive(tiny_rootfs, tiny_image, archive)
-    assert tiny_image in ordinary_site.stack("images", "add", archive)
+    assert tiny_image in ordinary_site.stack("images", "load", archive)
     return tiny_image
 
 

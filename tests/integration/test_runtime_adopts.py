@@ -107,7 +107,7 @@ async def test_sandboxes_live_on_with_all_that_is_in_them(clients: Clients) -> N
     assert left.exit_code == 0
     assert "sleep 734" not in left.stdout
     assert (await busy.run("pwd; echo $KEPT")).stdout == "/tmp\nyes\n"
-    hog = await busy.run("head -c 200000000 /dev/zero | tail -c 150000000 | sleep 20", timeout_s=60)
+    hog = await busy.run("head -c 90000000 /dev/zero | tail -c 90000000 | sleep 20", timeout_s=60)
     assert hog.excess
     assert hog.excess.resource == "memory"
 
