@@ -171,7 +171,8 @@ def accounting(*words: str) -> list[list[str]]:
     return [line.split("|") for line in answer.splitlines() if line.strip()]
 
 
-def _call(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
+def _call(argv: Sequence[str], timeout_s: float | None = None) -> str:
+    timeout_s = timeout_s or TIMEOUT_S
     try:
         done = subprocess.run(
             argv, env=_environment(), stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=timeout_s
