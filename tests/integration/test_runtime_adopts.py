@@ -55,7 +55,7 @@ class Clients:
         return kill_server_of(self.run.process.pid)
 
     async def require_end(self, code: int) -> None:
-        assert await asyncio.to_thread(self.run.process.wait, 30) == code
+        assert await asyncio.to_thread(self.run.process.wait, 60) == code
         self.run.require_nothing_left()
 
 
