@@ -4,7 +4,6 @@ Both roles and the launcher share only the run directory, so a crash, a `kill -9
 alike: a heartbeat that stopped. Under a launcher on the same machine its death is noticed too.
 """
 
-import errno
 import os
 import shutil
 import threading
@@ -17,6 +16,7 @@ from typing import Self
 from skyrl_stack.errors import RunDirectoryError, StackError
 from skyrl_stack.node import LAUNCHER_VARIABLE, Process
 from skyrl_stack.records import Failure, Heartbeat, Incarnation, Load, publish, read_if_there
+from skyrl_stack.room import NO_ROOM
 from skyrl_stack.run_directory import SPARE_BYTES, Role, RunDirectory
 
 INTERVAL_S = 2.0
@@ -198,7 +198,7 @@ def _publish(directory: RunDirectory, failure: Failure) -> None:
             publish(directory.failure_file, failure)
             return
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
     directory.spare.unlink(missing_ok=True)
     cause = f"{directory.path}: no room is left; make some, then skyrl-stack resume goes on ({failure.cause})"

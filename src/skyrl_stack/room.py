@@ -4,6 +4,7 @@ Whichever is least counts: on most clusters' file systems the quota is what a us
 the user's group are told by quota(1) for ext4, XFS and NFS, and by lfs-quota(1) for Lustre.
 """
 
+import errno
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"By which a write says so, without the file's name."
 _TIMEOUT_S = 10.0
 _KIB = 1024
 _NUMBER = re.compile(r"[\[(]?(\d+)[\])]?\*?")

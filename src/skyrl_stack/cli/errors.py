@@ -1,14 +1,11 @@
 """How every command of `skyrl-stack` fails."""
 
-import errno
 import os
 
 import click
 
 from skyrl_stack.errors import StackError
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"Said of a write, without the file's name."
+from skyrl_stack.room import NO_ROOM
 
 
 class OneLineErrors(click.Group):
@@ -21,7 +18,7 @@ class OneLineErrors(click.Group):
             click.echo(f"skyrl-stack: {error}", err=True)
             ctx.exit(1)
         except OSError as error:
-            if error.filename is None and error.errno not in FULL:
+            if error.filename is None and error.errno not in NO_ROOM:
                 raise
             place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             click.echo(f"skyrl-stack: {place}{error.strerror}", err=True)

@@ -2,10 +2,14 @@
 
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from skyrl_stack.errors import SetupError
+
+if TYPE_CHECKING:
+    from skyrl_stack.oci.store import SiteStore
 
 OUTPUT = Path("images")
 NAME = click.Choice(("runtime", "trainer"))
@@ -44,14 +48,12 @@ def build(
 def list_() -> None:
     """What the lock knows of the roles' images, and the images of tasks in the site's store."""
     from skyrl_stack.oci.listing import store_lines
-    from skyrl_stack.oci.store import SiteStore
-    from skyrl_stack.sandbox.storage import site_images
     from skyrl_stack.sif.lock import LOCK, ImagesLock
 
     for name, image in ImagesLock.read(LOCK).images.items():
         base = image.arguments["FROM"] if image.arguments["BOOTSTRAP"] != "debootstrap" else image.arguments["SUITE"]
         click.echo(f"{name}  {image.size_bytes / 1e6:.0f} MB  sha256 {image.result[:16]}…  on {base}")
-    for line in store_lines(SiteStore(site_images())):
+    for line in store_lines(_site_store()):
         click.echo(line)
 
 
@@ -84,10 +86,8 @@ def save(file: Path, references: tuple[str, ...], tasks: tuple[Path, ...]) -> No
     """Write IMAGEs of the site's store into the archive FILE, for a site that no registry reaches."""
     from skyrl_stack.oci.archive import save
     from skyrl_stack.oci.listing import images_of, stored
-    from skyrl_stack.oci.store import SiteStore
-    from skyrl_stack.sandbox.storage import site_images
 
-    store = SiteStore(site_images())
+    store = _site_store()
     found = stored(store, (*references, *images_of(tasks)))
     save(found, store, file)
     click.echo(f"{file}: {len(found)} images, {file.stat().st_size / 1e6:.0f} MB")
@@ -99,10 +99,8 @@ def save(file: Path, references: tuple[str, ...], tasks: tuple[Path, ...]) -> No
 def load(files: tuple[Path, ...], name: str | None) -> None:
     """Add the images of OCI archives, as `save` or `podman save --format oci-archive` writes them, to the store."""
     from skyrl_stack.oci.archive import load
-    from skyrl_stack.oci.store import SiteStore
-    from skyrl_stack.sandbox.storage import site_images
 
-    store = SiteStore(site_images())
+    store = _site_store()
     for file in files:
         for image in load(file, store, name=name):
             click.echo(f"{image.reference}: {image.size / 1e6:.0f} MB, {image.digest}")
@@ -115,10 +113,8 @@ def load(files: tuple[Path, ...], name: str | None) -> None:
 def gc(keep: tuple[Path, ...], days: float, dry_run: bool) -> None:
     """Remove task images that no node has used for a while from the site's store, and layers without an image."""
     from skyrl_stack.oci.listing import images_of, unused
-    from skyrl_stack.oci.store import SiteStore
-    from skyrl_stack.sandbox.storage import site_images
 
-    store = SiteStore(site_images())
+    store = _site_store()
     for image in unused(store, days=days, keep=images_of(keep)):
         click.echo(f"{'would remove' if dry_run else 'removed'} {image.reference}")
         if not dry_run:
@@ -128,13 +124,18 @@ def gc(keep: tuple[Path, ...], days: float, dry_run: bool) -> None:
         click.echo(f"{store.path}: {count} files without an image removed, {size / 1e6:.0f} MB")
 
 
-def _pull(references: tuple[str, ...]) -> None:
-    from skyrl_stack.oci.pull import pull
-    from skyrl_stack.oci.reference import Reference
+def _site_store() -> "SiteStore":
     from skyrl_stack.oci.store import SiteStore
     from skyrl_stack.sandbox.storage import site_images
 
-    store = SiteStore(site_images())
+    return SiteStore(site_images())
+
+
+def _pull(references: tuple[str, ...]) -> None:
+    from skyrl_stack.oci.pull import pull
+    from skyrl_stack.oci.reference import Reference
+
+    store = _site_store()
     for reference in map(Reference.parse, references):
         image = pull(reference, store, click.echo)
         click.echo(f"{reference}: {image.size / 1e6:.0f} MB, {image.digest}")

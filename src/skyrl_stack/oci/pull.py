@@ -1,6 +1,5 @@
 """Pulling: an image from its registry into the site's store; each blob once for all nodes, on from where it broke."""
 
-import errno
 import shutil
 import time
 from hashlib import sha256
@@ -14,10 +13,9 @@ from skyrl_stack.oci.manifest import Descriptor, Manifest
 from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.registry import Registry, Say
 from skyrl_stack.oci.store import SiteStore, StoredImage
-from skyrl_stack.room import room
+from skyrl_stack.room import NO_ROOM, room
 
 _TRIES = 5
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def pull(reference: Reference, store: SiteStore, say: Say) -> StoredImage:
@@ -39,7 +37,7 @@ def pull(reference: Reference, store: SiteStore, say: Say) -> StoredImage:
                 _fetch(registry, reference, blob, store, say)
         return store.publish(reference, manifest[0])
     except OSError as error:
-        reason = "no room or quota is left" if error.errno in _NO_ROOM else error.strerror
+        reason = "no room or quota is left" if error.errno in NO_ROOM else error.strerror
         raise SetupError(f"cannot pull {reference}: {store.path}: {reason}") from error
 
 
@@ -75,7 +73,7 @@ def _fetch(registry: Registry, reference: Reference, blob: Descriptor, store: Si
             _download(registry, reference, blob, claim, say)
             claim.draft.replace(target)
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 shutil.rmtree(place, ignore_errors=True)  # it would keep others from writing, too
             if not store.has_blob(blob):  # by somebody who took this owner for dead
                 raise

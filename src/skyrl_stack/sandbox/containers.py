@@ -21,7 +21,8 @@ from skyrl_stack.sandbox.oci import Description
 from skyrl_stack.sandbox.pipes import PipeReader
 from skyrl_stack.sandbox.stream import Output
 
-_ERRORS: dict[str, type[Exception]] = {"gone": SandboxLost, "missing": FileMissing, "failed": RuntimeError}
+ERRORS: dict[str, type[Exception]] = {"gone": SandboxLost, "missing": FileMissing, "failed": RuntimeError}
+"What a container refuses, by its kind, in the words of the contract."
 _PIECE = 64 * 1024
 _FILE_PIECE = 1 << 20
 _DESCRIPTORS = 4
@@ -168,7 +169,7 @@ class Containers:
             raise SandboxLost("the broker is gone, and every sandbox with it")
         answer = json.loads(said)
         if kind := answer.get("error"):
-            raise _ERRORS[kind](answer["detail"])
+            raise ERRORS[kind](answer["detail"])
         return answer, descriptors
 
 

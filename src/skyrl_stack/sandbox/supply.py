@@ -11,7 +11,7 @@ from pathlib import Path
 from skyrl_stack.errors import SandboxLost, SetupError
 from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.serve import served
-from skyrl_stack.oci.store import SiteStore
+from skyrl_stack.oci.store import SiteStore, StoredImage
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.storage import site_images
 
@@ -81,13 +81,15 @@ async def on_site(references: Sequence[str]) -> list[str]:
 
 
 def _is_on_site(reference: str) -> bool:
-    if reference.startswith(MADE_HERE):
-        return False
+    return not reference.startswith(MADE_HERE) and stored(reference) is not None
+
+
+def stored(reference: str) -> StoredImage | None:
+    """The image in the site's store, if it is there; `reference` may be no name at all."""
     try:
-        wanted = Reference.parse(reference)
+        return SiteStore(site_images()).find(Reference.parse(reference))
     except SetupError:  # no name of an image
-        return False
-    return SiteStore(site_images()).find(wanted) is not None
+        return None
 
 
 async def bring_to(store: Path, reference: str) -> None:

@@ -11,11 +11,9 @@ from skyrl_stack.errors import SandboxLost
 from skyrl_stack.sandbox.apptainer.instance import Instance, Program
 from skyrl_stack.sandbox.apptainer.program import Apptainer
 from skyrl_stack.sandbox.container import Refused
-from skyrl_stack.sandbox.containers import Exec, fill
+from skyrl_stack.sandbox.containers import ERRORS, Exec, fill
 from skyrl_stack.sandbox.contract import FileMissing
 from skyrl_stack.sandbox.oci import Description
-
-_ERRORS: Mapping[str, type[Exception]] = {"gone": SandboxLost, "missing": FileMissing}
 
 
 class Instances:
@@ -100,4 +98,4 @@ def _said() -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise _ERRORS.get(error.kind, RuntimeError)(str(error)) from error
+        raise ERRORS[error.kind](str(error)) from error

@@ -21,6 +21,7 @@ from skyrl_stack.sandbox.apptainer.program import environment
 from skyrl_stack.sandbox.images import reading_options
 from skyrl_stack.sandbox.locks import locked
 from skyrl_stack.sandbox.storage import cache_dir, remove_tree, site_images
+from skyrl_stack.sandbox.supply import stored
 from skyrl_stack.sandbox.syscalls import open_in_root
 from skyrl_stack.sif.apptainer import reason
 
@@ -56,11 +57,11 @@ class Trees:
 
     def can_have(self, reference: str) -> bool:
         """Whether it is there, or would be brought."""
-        return bool(self.find(reference) or _on_site(reference))
+        return bool(self.find(reference) or stored(reference))
 
     def to_bring(self, references: Sequence[str]) -> list[str]:
         """Those that are not there, and would be brought."""
-        return [reference for reference in references if not self.find(reference) and _on_site(reference)]
+        return [reference for reference in references if not self.find(reference) and stored(reference)]
 
     def bring(self, reference: str) -> None:
         """Make the tree of an image of the site's store.
@@ -68,7 +69,7 @@ class Trees:
         Raises:
             SetupError: the site does not have it, or Apptainer cannot unpack it.
         """
-        image = _on_site(reference)
+        image = stored(reference)
         if image is None:
             raise SetupError(how_to_bring(reference))
         folder = self.path / image.reference.file_name
@@ -92,13 +93,6 @@ def how_to_bring(reference: str) -> str:
         return f"{site_images()} does not have it; `skyrl-stack images pull {reference}` fetches it"
     save = f"podman {reading_options()} save --format oci-archive -o image.tar {reference}"
     return f"no registry has it; bring it by `{save}` where it was made, and here `skyrl-stack images load image.tar`"
-
-
-def _on_site(reference: str) -> StoredImage | None:
-    try:
-        return SiteStore(site_images()).find(Reference.parse(reference))
-    except SetupError:  # no name of an image
-        return None
 
 
 def _unpack(image: StoredImage, folder: Path) -> None:
