@@ -1,6 +1,7 @@
 """How tests play an episode on a task, by a script or a policy of their own, in sandboxes of Podman."""
 
 import asyncio
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ class WatchedSandboxes(PodmanSandboxes):
 
 
 def sandboxes() -> WatchedSandboxes:
-    provider = WatchedSandboxes("test", image_stores=[ImageStore().path])
+    provider = WatchedSandboxes(secrets.token_hex(8), image_stores=[ImageStore().path])
     provider.started = asyncio.Queue()
     return provider
 

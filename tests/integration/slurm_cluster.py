@@ -113,9 +113,10 @@ class Cluster(PrivateSlurm):
     def lose_gpu_node(self, node: str = "gpu1") -> None:
         """SIGKILL everything on it, as a power cut would."""
         self.kill(node)
-        for process in self.processes_of(node):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        while processes := self.processes_of(node):  # again, for what was started meanwhile
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
     def processes_of(self, node: str) -> list[int]:
         """What runs on a GPU node."""

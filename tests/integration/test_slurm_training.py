@@ -21,7 +21,10 @@ TWO_NODES = {
 
 
 def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> None:
-    """The first ends by Slurm's notice, which it gets before a step has ended, the second by the loss of a node."""
+    """The first ends by Slurm's notice, which it gets before a step has ended, the second by the loss of a node.
+
+    There may be a fourth: Slurm may end what it has started on a node that is just back, for the start before.
+    """
     limit = {"launcher__runtime__time_limit": "2:00:00", "launcher__trainer__time_limit": "2:00:00"}
     how = {"trainer__steps": "4", "trainer__tasks_per_step": "1", "trainer__save_every": "2", "run__notice_s": "1500"}
     directory = site.launch(**WITH_VERL, **TWO_NODES, **limit, **how)
@@ -34,13 +37,14 @@ def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> 
     assert steps_done(directory.checkpoints) == 1
     site.wait(lambda: steps_done(directory.checkpoints) == 2, 900, "step 2", directory)
     site.cluster.lose_gpu_node("gpu2")
-    site.wait(lambda: site.job(directory, "trainer").restarts == 2, 120, "the trainer in the queue", directory)
+    site.wait(lambda: site.job(directory, "trainer").restarts >= 2, 120, "the trainer in the queue", directory)
     site.cluster.start_node("gpu2")
     site.wait_until_both_ended(directory, 1200)
 
     jobs = {role: site.job(directory, role) for role in ROLES}
     assert [job.state for job in jobs.values()] == ["COMPLETED", "COMPLETED"], site.skyrl("logs", "-n", "60").stdout
-    assert (jobs["trainer"].id, jobs["trainer"].restarts, jobs["runtime"].restarts) == (trainer, 2, 0)
+    assert (jobs["trainer"].id, jobs["runtime"].restarts) == (trainer, 0)
+    assert jobs["trainer"].restarts in (2, 3)
     assert directory.launch().launch_id == launch_id
     steps = read_steps(directory)
     assert [step.number for step in steps] == [1, 2, 3, 4]

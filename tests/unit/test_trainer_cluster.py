@@ -60,3 +60,31 @@ def test_it_is_the_place_for_temporary_files_and_for_a_secret() -> None:
         assert len(list(path.glob("tmp.*"))) == 1
     assert tempfile.gettempdir() == before
     assert gone(str(path), timeout_s=0.1)
+
+
+END_CUT_SHORT = """
+import os, sys
+from pathlib import Path
+import ray
+from ray._private import worker
+from skyrl_stack.trainer.cluster import private_directory, ray_directory, write_token
+from skyrl_stack.trainer.verl_run import end_ray
+
+def told_to_end(*_):
+    worker.disconnect = whole
+    sys.exit(143)
+
+with private_directory("cut-short", Path("/run")) as path:
+    print(path, flush=True)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(write_token(path))
+    ray.init(num_cpus=1, _temp_dir=str(ray_directory(path)), include_dashboard=False, object_store_memory=80 << 20)
+    whole, worker.disconnect = worker.disconnect, told_to_end
+    end_ray()
+"""
+
+
+def test_nothing_comes_back_of_a_ray_whose_end_was_cut_short() -> None:
+    """By a signal that arrives in the middle; at the interpreter's exit Ray then goes on where it was."""
+    done = subprocess.run([sys.executable, "-c", END_CUT_SHORT], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 143
+    assert gone(done.stdout.splitlines()[0])

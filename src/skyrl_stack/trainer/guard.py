@@ -24,13 +24,21 @@ def main(directory: str) -> int:
     trainer = os.getppid()  # it has files of Ray open, and does not need to be killed: it has ended or is about to
     sys.stdin.buffer.read()
     deadline = time.monotonic() + TIMEOUT_S
-    while (left := processes_of(directory) - {trainer}) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        left = processes_of(directory) - {trainer}
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        if not left and _removed(directory):
+            return 0
         time.sleep(0.05)
+    return 0 if _removed(directory) else 1
+
+
+def _removed(directory: str) -> bool:
+    """Remove it. Who was not seen yet, for it was just being started, may have written into it meanwhile."""
     shutil.rmtree(directory, ignore_errors=True)
-    return 1 if left else 0
+    return not Path(directory).exists()
 
 
 def processes_of(directory: str) -> set[int]:

@@ -47,13 +47,28 @@ def run_verl(
 
     config = _config(options, users)
     with ExitStack() as stack:
-        stack.callback(ray.shutdown)
+        stack.callback(end_ray)
         try:
             run_ppo(config, task_runner_class=Runner)
         except RayTaskError as error:
             raise _cause(error) from error
         except RayError as error:
             raise TrainingStopped(f"Ray failed: {error}") from error
+
+
+def end_ray() -> None:
+    """Shut Ray down here and now, also if a signal cuts that short; there is no second one (`Ending`).
+
+    What were left of it Ray would end at the interpreter's exit. To clear its directories it first makes them, and by
+    then our guard has removed them.
+    """
+    import ray
+
+    try:
+        ray.shutdown()
+    except BaseException:
+        ray.shutdown()
+        raise
 
 
 def _config(options: Options, users: Collection[str]) -> Any:

@@ -142,17 +142,20 @@ class SocketContainers:
         return Excess(resource=size, used=allowed, allowed=allowed)
 
     def _lifeline(self, container: str) -> Lifeline:
-        """That of a container that nobody removed; Podman takes a while to remove it."""
-        if container not in self._lifelines:
+        """That of a container that lives. Podman takes a while to remove one, and hands out its files meanwhile."""
+        lifeline = self._lifelines.get(container)
+        if lifeline is None or lifeline.has_ended:
             raise SandboxLost(f"sandbox {container} is gone")
-        return self._lifelines[container]
+        return lifeline
 
     async def _exists(self, container: str) -> bool:
         lifeline = self._lifelines.get(container)
         if lifeline is None or lifeline.has_ended:
             return False
         with suppress(SandboxLost, Refused):
-            return (await self._api.ask("GET", f"/containers/{container}/json"))["State"]["Running"]
+            if (await self._api.ask("GET", f"/containers/{container}/json"))["State"]["Running"]:
+                return True
+        lifeline.has_lost()
         return False
 
     async def _about_files[T](self, container: str, function: Callable[[], T]) -> T:

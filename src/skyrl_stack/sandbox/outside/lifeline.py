@@ -38,6 +38,7 @@ class Lifeline:
         self._answers: asyncio.Queue[int | None] = asyncio.Queue()
         self._exceeded: Size | None = None
         self._news = asyncio.Event()
+        self._is_over = False
         self._reading = asyncio.create_task(self._read())
 
     def close(self) -> None:
@@ -45,7 +46,11 @@ class Lifeline:
 
     @property
     def has_ended(self) -> bool:
-        return self._reading.done()
+        return self._is_over or self._reading.done()
+
+    def has_lost(self) -> None:
+        """Process 1 is gone, as somebody else says; the end of what it said may still be on its way."""
+        self._is_over = True
 
     async def await_news(self, timeout_s: float) -> None:
         """Until a size was exceeded, or the sandbox ended, but not for long."""
