@@ -31,6 +31,7 @@ from skyrl_stack.records import Launch, Upcoming, publish
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.contract import SandboxSpec
+from skyrl_stack.sandbox.engine_sandboxes import EngineSandboxes
 from skyrl_stack.sandbox.images import ImageStore, image_store_path
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -330,17 +331,53 @@ def test_an_archive_brings_images_to_a_site_that_no_registry_reaches(
     assert asyncio.run(read_by_podman())
 
 
-def test_an_archive_of_podman_is_read(tests_cache: Path, tiny_image: str, site: SiteStore, tmp_path: Path) -> None:
-    directory, archive = make_private_directory(secrets.token_hex(8)), tmp_path / "podman.tar"
+def save_from(cache: Path, image: str, archive: Path) -> None:
+    """As `podman save --format oci-archive`."""
+    directory = make_private_directory(secrets.token_hex(8))
     try:
-        with Cell(directory, image_stores=[image_store_path(tests_cache)]) as cell, cell.client() as podman:
-            answer = podman.api.get(f"/images/{tiny_image}/get", params={"format": "oci-archive"})
+        with Cell(directory, image_stores=[image_store_path(cache)]) as cell, cell.client() as podman:
+            answer = podman.api.get(f"/images/{image}/get", params={"format": "oci-archive"})
             archive.write_bytes(answer.content)
     finally:
         remove_private_directory(directory)
+
+
+def test_an_archive_of_podman_is_read(tests_cache: Path, tiny_image: str, site: SiteStore, tmp_path: Path) -> None:
+    archive = tmp_path / "podman.tar"
+    save_from(tests_cache, tiny_image, archive)
     [unnamed] = load(archive, site, name="registry.example/renamed:2")
     assert site.find(Reference.parse("registry.example/renamed:2")) == unnamed
     assert [str(image.reference) for image in load(archive, site)] == [tiny_image]
+
+
+def test_an_image_that_was_made_elsewhere_comes_from_the_site(
+    tests_cache: Path, tiny_image: str, site: SiteStore, said: list[str], tmp_path: Path
+) -> None:
+    """Once it was loaded there; before, it is said how. By a cell of our own, and by a Podman behind a socket."""
+    cache, directory = tests_cache / f"node-{secrets.token_hex(4)}", make_private_directory(secrets.token_hex(8))
+    archive, tasks = tmp_path / "podman.tar", [toy_task(image=tiny_image)]
+
+    async def start(sandboxes: EngineSandboxes) -> str:
+        async with sandboxes:
+            sandbox = await sandboxes.start(SandboxSpec(image=tiny_image))
+            return (await sandbox.run("pwd")).stdout
+
+    def own() -> EngineSandboxes:
+        return PodmanSandboxes(secrets.token_hex(8), image_stores=[image_store_path(cache)])
+
+    try:
+        with pytest.raises(SandboxStartFailed, match=f"{tiny_image}: no registry has it; bring it by .* images load"):
+            asyncio.run(start(own()))
+        save_from(tests_cache, tiny_image, archive)
+        load(archive, site)
+        asyncio.run(ensure_images(tasks, said.append, pulling=False))
+        assert asyncio.run(start(own())) == "/testbed\n"
+        with Cell(directory) as cell:
+            asyncio.run(ensure_images(tasks, said.append, pulling=False, podman_socket=cell.socket))
+            assert asyncio.run(start(SocketSandboxes(secrets.token_hex(8), cell.socket))) == "/testbed\n"
+    finally:
+        remove_private_directory(cache)
+        remove_private_directory(directory)
 
 
 def damaged(archive: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_image_that_nobody_has_leaves_its_task_undecided_and_no_other(
     pulled = first.model_copy(update={"instance_id": "pulled", "image": "127.0.0.1:1/not/there:1"})
     write_tasks(file, [made, pulled, sound])
     outcome = verified(file)
-    assert "it was made on another machine" in outcome.undecided["made"]
+    assert "no registry has it; bring it by" in outcome.undecided["made"]
     assert "cannot pull 127.0.0.1:1/not/there:1: no answer" in outcome.undecided["pulled"]
     assert [found.instance_id for found in outcome.verifications] == [sound.instance_id]
 

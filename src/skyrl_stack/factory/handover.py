@@ -19,6 +19,7 @@ from skyrl_stack.records import Endpoint, Incarnation
 from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.supply import stored
 from skyrl_stack.tasks.task import read_tasks
 
 _FIRST_SIGNS_S = 3 * INTERVAL_S
@@ -44,10 +45,11 @@ async def await_images(directory: RunDirectory, say: Say) -> bool:
 
 
 async def _lacking(directory: RunDirectory) -> list[str]:
-    """Images that were made, and are not in this node's store."""
+    """Images that were made, and that neither this node nor the site has."""
     images = dict.fromkeys(task.image for task in read_tasks(directory.tasks_file))
     async with ImageStore() as store:
-        return [image for image in images if image.startswith(MADE_HERE) and not await store.has(image)]
+        made = [image for image in images if image.startswith(MADE_HERE) and not await store.has(image)]
+    return [image for image in made if not stored(image)]
 
 
 async def _await_serving(directory: RunDirectory, say: Say) -> Endpoint | None:

@@ -14,11 +14,11 @@ from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.api import PodmanApi
 from skyrl_stack.sandbox.apptainer.trees import Trees
-from skyrl_stack.sandbox.apptainer.trees import how_to_bring as how_to_bring_here
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.outside.images import SocketImages, how_to_bring
 from skyrl_stack.sandbox.providers import why_apptainer
 from skyrl_stack.sandbox.storage import site_images
+from skyrl_stack.sandbox.supply import how_to_have, stored
 from skyrl_stack.tasks.task import Task
 
 
@@ -36,13 +36,10 @@ async def ensure_images(
         with PodmanApi(podman_socket) as api:
             elsewhere = SocketImages(api)
             lacking = await elsewhere.lacking(images)
-            if made := [image for image in lacking if image.startswith(MADE_HERE)]:
+            if made := [image for image in lacking if image.startswith(MADE_HERE) and not stored(image)]:
                 raise SetupError(f"{made[0]}: {how_to_bring(made, podman_socket)}")
     elif why_apptainer():
-        trees = Trees()
-        lacking = [image for image in images if not trees.can_have(image)]
-        if made := [image for image in lacking if image.startswith(MADE_HERE)]:
-            raise SetupError(f"{made[0]}: {how_to_bring_here(made[0])}")
+        lacking = [image for image in images if not Trees().find(image)]
     else:
         async with ImageStore() as node:
             lacking = [image for image in images if not await node.has(image)]
@@ -60,10 +57,10 @@ async def fetch(image: str, say: Say, *, pulling: bool = True) -> None:
     Raises:
         SetupError: it cannot be had; names it and the way out.
     """
-    if image.startswith(MADE_HERE):
-        raise SetupError(f"{image}: it was made on another machine, and no registry has it")
     site, reference = SiteStore(site_images()), Reference.parse(image)
     if site.find(reference) is None:
+        if image.startswith(MADE_HERE):
+            raise SetupError(f"{image}: {how_to_have(image)}")
         if not pulling:
             raise SetupError(
                 f"{image}: not in {site.path}, and tasks.pull = false; run `skyrl-stack images pull {image}` where "

@@ -24,8 +24,8 @@ from skyrl_stack.runtime.wire import Conflict, Full, StartRequest, Unknown
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
+from skyrl_stack.sandbox.engine_sandboxes import EngineSandboxes
 from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
-from skyrl_stack.sandbox.providers import NodeSandboxes
 
 LOG = logging.getLogger(__name__)
 REAP_INTERVAL_S = 0.5
@@ -41,7 +41,7 @@ class Leases:
 
     def __init__(
         self,
-        sandboxes: NodeSandboxes,
+        sandboxes: EngineSandboxes,
         section: RuntimeSection,
         listen: Listen,
         *,

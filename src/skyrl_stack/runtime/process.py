@@ -24,8 +24,9 @@ from skyrl_stack.runtime.keeper import CRASHED
 from skyrl_stack.runtime.server import Served, serving
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.api import Refused
+from skyrl_stack.sandbox.engine_sandboxes import EngineSandboxes
 from skyrl_stack.sandbox.keeping import KeeperStore
-from skyrl_stack.sandbox.providers import NodeSandboxes, sandboxes_of
+from skyrl_stack.sandbox.providers import sandboxes_of
 from skyrl_stack.sandbox.sweep import make_room
 
 LOG = logging.getLogger("skyrl_stack.runtime")
@@ -112,7 +113,7 @@ class Runtime:
     def _remember(self) -> None:
         self._store.put("runtime", {"token": self._token, "trainer": self._trainer})
 
-    async def _until_stopped_or_crashed(self, sandboxes: NodeSandboxes, served: Served) -> None:
+    async def _until_stopped_or_crashed(self, sandboxes: EngineSandboxes, served: Served) -> None:
         """What nobody foresaw ends this process at once, and not its sandboxes: the next server has them."""
         if self._store.is_last:
             raise SandboxLost(f"the server died {self._store.deaths} times, the last time by {self._store.died}")
@@ -124,7 +125,7 @@ class Runtime:
             LOG.exception("the server met with what nobody foresaw")
             os._exit(CRASHED)
 
-    async def _until_stopped(self, sandboxes: NodeSandboxes, served: Served) -> None:
+    async def _until_stopped(self, sandboxes: EngineSandboxes, served: Served) -> None:
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_INTERVAL_S)
@@ -134,7 +135,7 @@ class Runtime:
                 await self._drop_what_is_left(served)
                 await self._announce(sandboxes)
 
-    async def _revive(self, sandboxes: NodeSandboxes, served: Served) -> None:
+    async def _revive(self, sandboxes: EngineSandboxes, served: Served) -> None:
         """Begin anew after what sandboxes need died: they died with it, and so do their leases.
 
         Raises:
@@ -161,7 +162,7 @@ class Runtime:
             self._trainer = trainer
             self._remember()
 
-    async def _announce(self, sandboxes: NodeSandboxes) -> None:
+    async def _announce(self, sandboxes: EngineSandboxes) -> None:
         """Have ready what the trainer's next steps will need. Where Podman fails, those sandboxes will say why."""
         upcoming = self.directory.upcoming()
         if upcoming != self._announced:

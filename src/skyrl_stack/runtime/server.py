@@ -16,8 +16,8 @@ from skyrl_stack.runtime.front import Front
 from skyrl_stack.runtime.leases import Leases
 from skyrl_stack.runtime.ports import BACKLOG, inherited_port, open_port
 from skyrl_stack.runtime_section import RuntimeSection
+from skyrl_stack.sandbox.engine_sandboxes import EngineSandboxes
 from skyrl_stack.sandbox.keeping import UNKEPT, Store
-from skyrl_stack.sandbox.providers import NodeSandboxes
 
 _KEEP_ALIVE_S = 600
 "An idle connection is closed by the client: one closed by the server may break a request that is on its way."
@@ -66,7 +66,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    sandboxes: NodeSandboxes,
+    sandboxes: EngineSandboxes,
     section: RuntimeSection,
     token: str,
     *,

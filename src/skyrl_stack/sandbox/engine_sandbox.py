@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from skyrl_stack.errors import SandboxExpired, SandboxLost, SandboxStartFailed
+from skyrl_stack.errors import SandboxExpired, SandboxLost
 from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
 from skyrl_stack.sandbox.engine import Engine, Sizes
 from skyrl_stack.sandbox.keeping import UNKEPT, Store
@@ -187,28 +187,6 @@ class EngineSandbox:
                 store=self._store,
             )
         return self._shells[name]
-
-
-async def opened(sandbox: EngineSandbox, spec: SandboxSpec, starting: asyncio.Semaphore) -> EngineSandbox:
-    """`sandbox`, once a command can be run in it. Of one that cannot be opened nothing is left.
-
-    Raises:
-        SandboxStartFailed: says why.
-    """
-    try:
-        async with starting:  # one that has begun is ready sooner than if all shared the CPUs
-            await sandbox.open(spec)
-    except BaseException as error:
-        await asyncio.shield(sandbox.stop())
-        if not isinstance(error, Exception):
-            raise
-        raise start_failed(spec, error) from error
-    return sandbox
-
-
-def start_failed(spec: SandboxSpec, error: Exception) -> SandboxStartFailed:
-    """What to raise for `error`: the image, and why, on one line."""
-    return SandboxStartFailed(f"{spec.image}: {' '.join(str(error).split())}")
 
 
 def _absolute(path: str) -> str:

@@ -2,63 +2,42 @@
 
 import asyncio
 import logging
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Unpack
 
-from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
-from skyrl_stack.runtime_section import Isolation
-from skyrl_stack.sandbox.api import PodmanApi, Refused
+from skyrl_stack.errors import SandboxLost
+from skyrl_stack.sandbox.api import PodmanApi
 from skyrl_stack.sandbox.api_images import ApiImages, discard_archives
 from skyrl_stack.sandbox.cell import Cell
 from skyrl_stack.sandbox.containers import Containers
 from skyrl_stack.sandbox.contract import SandboxSpec
 from skyrl_stack.sandbox.dependent import Dependent
-from skyrl_stack.sandbox.engine_sandbox import KEPT, EngineSandbox, opened, start_failed
+from skyrl_stack.sandbox.engine_sandbox import KEPT, EngineSandbox
+from skyrl_stack.sandbox.engine_sandboxes import Common, EngineSandboxes
 from skyrl_stack.sandbox.held import HeldSizes, found_sizes, hold_sizes, who_enforces
 from skyrl_stack.sandbox.images import ImageStore
-from skyrl_stack.sandbox.isolation import Rung, probe
-from skyrl_stack.sandbox.keeping import UNKEPT, Kept, Store
+from skyrl_stack.sandbox.isolation import probe
+from skyrl_stack.sandbox.keeping import Kept
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import Description, NoSuchImage, Patterns
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
-from skyrl_stack.sandbox.supply import Supply, bring_to, on_site
+from skyrl_stack.sandbox.supply import bring_to
 
 LOG = logging.getLogger(__name__)
 _CELL = "cell"
 "By this key what sandboxes are in is kept for a server after this one."
 
 
-class PodmanSandboxes:
-    """Starts sandboxes while the block runs; when it ends nothing of them is left."""
+class PodmanSandboxes(EngineSandboxes):
+    """Sandboxes of a cell."""
 
     backbone = "Podman's service"
-    "What sandboxes cannot do without, for people."
 
-    def __init__(
-        self,
-        launch_id: str,
-        *,
-        image_stores: Sequence[Path],
-        run_directory: str = "",
-        output_limit: int = 256 * 1024,
-        isolation: Isolation = "shared-uid",
-        store: Store = UNKEPT,
-    ) -> None:
+    def __init__(self, launch_id: str, *, image_stores: Sequence[Path], **common: Unpack[Common]) -> None:
         """What the node lacks, and the site's store has, goes into the first of `image_stores`, of one or more."""
-        self.adopted: dict[str, EngineSandbox] = {}
-        "Once the block runs: those of a server before this one, for who takes them."
-        self.launch_id = launch_id
-        self.run_directory = run_directory
+        super().__init__(launch_id, **common)
         self.image_stores = tuple(image_stores)
-        self.output_limit = output_limit
-        self.least_isolation: Isolation = isolation
-        self._store = store
-        self._rung: Rung | None = None
         self._directory: Path | None = None
         self._cell: Cell | None = None
         self._api: PodmanApi | None = None
@@ -66,22 +45,6 @@ class PodmanSandboxes:
         self._held: HeldSizes | None = None
         self._limits: Limits | None = None
         self._patterns = Patterns(self.image_stores)
-        self._supply = Supply(partial(bring_to, self.image_stores[0]))
-        self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
-
-    async def __aenter__(self) -> Self:
-        await self._begin()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        await self._end()
-
-    async def reopen(self) -> None:
-        """Begin anew after Podman's service died, with no sandbox."""
-        await self._end()
-        await self._begin()
 
     async def _begin(self) -> None:
         async with ImageStore(self.image_stores[0]) as store:
@@ -92,24 +55,18 @@ class PodmanSandboxes:
             found = self._store.take_below(KEPT)
             await asyncio.gather(*(self._adopt(name, kept.data) for name, kept in found.items()))
         except BaseException:
-            await asyncio.to_thread(self._close)
+            await self._end()
             raise
 
     async def _end(self) -> None:
-        await self._supply.close()
         limits, self._limits = self._limits, None
         if limits:
             await limits.close()
         await asyncio.to_thread(self._close)
 
     @property
-    def isolation(self) -> str:
-        """The rung of the ladder that this node gives, once the block runs."""
-        return self._rung.isolation if self._rung else ""
-
-    @property
     def is_alive(self) -> bool:
-        """Whether Podman's service still is, what makes containers, and what keeps them to their sizes."""
+        """See `EngineSandboxes.is_alive`."""
         parts = (self._cell, self._containers, self._limits)
         return all(part is not None and part.is_alive for part in parts)
 
@@ -118,22 +75,13 @@ class PodmanSandboxes:
         """What Podman's service said last."""
         return self._cell.last_words if self._cell else ""
 
-    async def start(self, spec: SandboxSpec) -> EngineSandbox:
-        """See `SandboxProvider.start`."""
-        api = self._api
-        if api is None or self._containers is None or self._limits is None:
-            raise SandboxStartFailed("the provider is closed")
-        if self._rung and not self._rung.has_networks:
+    async def _prepare(self, name: str, spec: SandboxSpec) -> EngineSandbox:
+        if self.rung and not self.rung.has_networks:
             spec = spec.model_copy(update={"network": "host"})
-        name = f"sandbox-{secrets.token_hex(6)}"
-        try:
-            description = await self._describe(api, name, spec)
-        except (Refused, SetupError) as error:
-            raise start_failed(spec, error) from error
-        return await opened(self._sandbox(name, description, spec), spec, self._starting)
+        return self._sandbox(name, await self._describe(name, spec), spec)
 
     def _sandbox(self, name: str, description: Description, spec: SandboxSpec) -> EngineSandbox:
-        assert self._containers and self._limits, "the provider is closed"
+        assert self._containers and self._limits
         return EngineSandbox(
             self._containers,
             name,
@@ -156,7 +104,10 @@ class PodmanSandboxes:
         else:
             self.adopted[name] = sandbox
 
-    async def _describe(self, api: PodmanApi, name: str, spec: SandboxSpec) -> Description:
+    async def _describe(self, name: str, spec: SandboxSpec) -> Description:
+        assert self._api
+        api = self._api
+
         def describe() -> Description:
             return self._patterns.describe(api, name, spec)
 
@@ -166,34 +117,23 @@ class PodmanSandboxes:
             await self._supply.need(spec.image)
             return await api.in_thread(describe)
 
-    async def announce(self, references: Sequence[str]) -> None:
-        """Have these images on the node soon, as far as the site's store has them and nothing is needed sooner."""
-        if self._api:
-            absent = await ApiImages(self._api).lacking(references)
-            self._supply.announce(await on_site(absent))
-
     async def save_images(self, references: Sequence[str]) -> Path:
         """See `ApiImages.save`."""
-        if self._api is None or self._directory is None:
-            raise SandboxLost("the provider is closed")
+        self._require_open()
+        assert self._api and self._directory
         return await ApiImages(self._api).save(references, self._directory)
 
-    async def lacking_images(self, references: Sequence[str]) -> list[str]:
-        """Those of `references` that no sandbox could be started from.
+    async def _absent(self, references: Sequence[str]) -> list[str]:
+        assert self._api
+        return await ApiImages(self._api).lacking(references)
 
-        Raises:
-            SandboxLost: Podman is gone.
-        """
-        if self._api is None:
-            raise SandboxLost("the provider is closed")
-        absent = await ApiImages(self._api).lacking(references)
-        there = await on_site(absent)
-        return [reference for reference in absent if reference not in there]
+    async def _bring(self, reference: str) -> None:
+        await bring_to(self.image_stores[0], reference)
 
     def _open(self) -> int:
         """Start the cell, or find that of a server before this one; returns the process that holds its namespaces."""
-        self._rung = probe()
-        self._rung.require(self.least_isolation)
+        self.rung = probe()
+        self.rung.require(self._least_isolation)
         kept = self._store.take(_CELL)
         if not kept or not self._has_found(kept):
             self._make()
@@ -219,7 +159,7 @@ class PodmanSandboxes:
         self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._store.owner)
         try:
             held = hold_sizes(self.launch_id, self._directory)
-            LOG.info("%s; %s", self._rung, who_enforces(held))
+            LOG.info("%s; %s", self.rung, who_enforces(held))
             self._held = held if isinstance(held, HeldSizes) else None
             self._cell = Cell(self._directory, image_stores=[path for path in self.image_stores if path.is_dir()])
             self._cell.start()

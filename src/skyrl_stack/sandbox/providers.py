@@ -9,6 +9,7 @@ import shutil
 from skyrl_stack.errors import SetupError
 from skyrl_stack.runtime_section import RuntimeSection
 from skyrl_stack.sandbox.apptainer.sandboxes import ApptainerSandboxes
+from skyrl_stack.sandbox.engine_sandboxes import Common, EngineSandboxes
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.keeping import UNKEPT, Store
 from skyrl_stack.sandbox.namespaces import require_user_namespaces
@@ -16,41 +17,22 @@ from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.sandbox.podman_config import require_podman
 
-NodeSandboxes = PodmanSandboxes | SocketSandboxes | ApptainerSandboxes
-"Sandboxes of this node."
-
 
 def sandboxes_of(
     section: RuntimeSection, launch_id: str, *, run_directory: str, store: Store = UNKEPT
-) -> NodeSandboxes:
+) -> EngineSandboxes:
     """The provider for a launch; nothing is started yet. In `store` is what a server before this one put away."""
-    output_limit = section.output_limit_kb * 1024
-    if section.podman_socket:
-        return SocketSandboxes(
-            launch_id,
-            section.podman_socket,
-            run_directory=run_directory,
-            output_limit=output_limit,
-            isolation=section.isolation,
-            owner=store.owner,
-        )
-    if reason := why_apptainer():
-        return ApptainerSandboxes(
-            launch_id,
-            reason=reason,
-            run_directory=run_directory,
-            output_limit=output_limit,
-            isolation=section.isolation,
-            owner=store.owner,
-        )
-    return PodmanSandboxes(
-        launch_id,
-        image_stores=[image_store_path()],
+    common = Common(
         run_directory=run_directory,
-        output_limit=output_limit,
+        output_limit=section.output_limit_kb * 1024,
         isolation=section.isolation,
         store=store,
     )
+    if section.podman_socket:
+        return SocketSandboxes(launch_id, section.podman_socket, **common)
+    if reason := why_apptainer():
+        return ApptainerSandboxes(launch_id, reason=reason, **common)
+    return PodmanSandboxes(launch_id, image_stores=[image_store_path()], **common)
 
 
 def why_apptainer() -> str:

@@ -12,7 +12,7 @@ from skyrl_stack.errors import SandboxLost, SetupError
 from skyrl_stack.oci.reference import MADE_HERE, Reference
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore, StoredImage
-from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.sandbox.images import ImageStore, reading_options
 from skyrl_stack.sandbox.storage import site_images
 
 LOG = logging.getLogger(__name__)
@@ -77,11 +77,7 @@ class Supply:
 
 async def on_site(references: Sequence[str]) -> list[str]:
     """Those of `references` that the site's store has, which may be far away."""
-    return await asyncio.to_thread(lambda: list(filter(_is_on_site, references)))
-
-
-def _is_on_site(reference: str) -> bool:
-    return not reference.startswith(MADE_HERE) and stored(reference) is not None
+    return await asyncio.to_thread(lambda: [reference for reference in references if stored(reference)])
 
 
 def stored(reference: str) -> StoredImage | None:
@@ -92,19 +88,26 @@ def stored(reference: str) -> StoredImage | None:
         return None
 
 
+def how_to_have(reference: str) -> str:
+    """What to say of an image that neither a node nor the site's store has: the commands that bring it."""
+    if not reference.startswith(MADE_HERE):
+        return f"neither this node nor {site_images()} has it; `skyrl-stack images pull {reference}` fetches it"
+    save = f"podman {reading_options()} save --format oci-archive -o image.tar {reference}"
+    return f"no registry has it; bring it by `{save}` where it was made, and here `skyrl-stack images load image.tar`"
+
+
 async def bring_to(store: Path, reference: str) -> None:
     """Have an image of the site's store in a node's, `store`.
 
     Raises:
         SetupError: the site does not have it, or Podman refuses.
     """
-    if reference.startswith(MADE_HERE):
-        raise SetupError("it was made on another machine, and no registry has it")
-    site, wanted = SiteStore(site_images()), Reference.parse(reference)
-    if site.find(wanted) is None:
-        raise SetupError(f"neither this node nor {site.path} has it; `skyrl-stack images pull {reference}` fetches it")
-    with served(site, [wanted]) as registries:
+    image = stored(reference)
+    if image is None:
+        raise SetupError(how_to_have(reference))
+    site = SiteStore(site_images())
+    with served(site, [image.reference]) as registries:
         async with ImageStore(store, registries=registries) as node:
             await node.pull(reference, tls_verify=False)  # it is on loopback
-    site.use(wanted)
+    site.use(image.reference)
     LOG.info("image %s", reference)

@@ -3,24 +3,21 @@
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Unpack
 
 from skyrl_stack.errors import SandboxStartFailed, SetupError
-from skyrl_stack.runtime_section import Isolation
 from skyrl_stack.sandbox.apptainer.containers import Instances
 from skyrl_stack.sandbox.apptainer.program import probe
 from skyrl_stack.sandbox.apptainer.trees import Tree, Trees
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.engine_sandbox import EngineSandbox, opened, start_failed
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
+from skyrl_stack.sandbox.engine_sandboxes import Common, EngineSandboxes
 from skyrl_stack.sandbox.isolation import Rung
 from skyrl_stack.sandbox.limits import Limits, of_shell
 from skyrl_stack.sandbox.oci import DEFAULTS, Description
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
-from skyrl_stack.sandbox.supply import Supply
 
 LOG = logging.getLogger(__name__)
 
@@ -32,72 +29,32 @@ class _Asked(Description):
         return {"args": argv, "env": environment}
 
 
-class ApptainerSandboxes:
-    """Starts sandboxes while the block runs; when it ends nothing of them is left. See `PodmanSandboxes`."""
+class ApptainerSandboxes(EngineSandboxes):
+    """Sandboxes of Apptainer. None is ever adopted: a server's death closes their lifelines."""
 
     backbone = "the warden of Apptainer's sandboxes"
-    last_words = "it said nothing"
 
-    def __init__(
-        self,
-        launch_id: str,
-        *,
-        reason: str,
-        run_directory: str = "",
-        output_limit: int = 256 * 1024,
-        isolation: Isolation = "shared-uid",
-        owner: int | None = None,
-    ) -> None:
+    def __init__(self, launch_id: str, *, reason: str, **common: Unpack[Common]) -> None:
         """`reason` is why this node gives nothing better."""
-        self.launch_id = launch_id
-        self.adopted: dict[str, EngineSandbox] = {}
-        "See `PodmanSandboxes`. There are never any: the server's death closed their lifelines."
-        self._owner = owner
-        self.run_directory = run_directory
-        self.output_limit = output_limit
-        self.least_isolation: Isolation = isolation
+        super().__init__(launch_id, **common)
         self.rung = Rung("weak", (f"a sandbox of Apptainer is uid {os.geteuid()}, for there is no Podman's: {reason}",))
         self._trees = Trees()
-        self._directory: Path | None = None
-        self._supply = Supply(lambda reference: asyncio.to_thread(self._trees.bring, reference))
-        self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
-
-    async def __aenter__(self) -> Self:
-        await self._begin()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        await self._end()
-
-    async def reopen(self) -> None:
-        """Begin anew after the warden died, with no sandbox."""
-        await self._end()
-        await self._begin()
 
     @property
     def is_alive(self) -> bool:
-        """Whether what keeps sandboxes to their sizes is."""
-        return self._directory is not None and self._limits.is_alive
+        """See `EngineSandboxes.is_alive`."""
+        return self._is_open and self._limits.is_alive
 
     @property
-    def isolation(self) -> str:
-        """See `PodmanSandboxes.isolation`."""
-        return self.rung.isolation
+    def last_words(self) -> str:
+        """A warden has none."""
+        return "it said nothing"
 
-    async def start(self, spec: SandboxSpec) -> EngineSandbox:
-        """See `SandboxProvider.start`."""
-        if self._directory is None:
-            raise SandboxStartFailed("the provider is closed")
-        name = f"sandbox-{secrets.token_hex(6)}"
-        try:
-            tree = await self._tree(spec.image)
-        except (SetupError, OSError) as error:
-            raise start_failed(spec, error) from error
+    async def _prepare(self, name: str, spec: SandboxSpec) -> EngineSandbox:
+        tree = await self._tree(spec.image)
         # Without user namespaces the kernel counts the processes of all sandboxes, and the user's own, at once.
         countable = spec if self._apptainer.is_unprivileged else spec.model_copy(update={"pids": None})
-        sandbox = EngineSandbox(
+        return EngineSandbox(
             self._instances,
             name,
             self._describe(name, tree, spec),
@@ -105,19 +62,16 @@ class ApptainerSandboxes:
             preamble=of_shell(countable),
             output_limit=self.output_limit,
         )
-        return await opened(sandbox, spec, self._starting)
 
     async def save_images(self, references: Sequence[str]) -> Path:
-        """See `PodmanSandboxes.save_images`: there are no archives here, only directories."""
+        """See `EngineSandboxes.save_images`: there are no archives here, only directories."""
         raise SandboxStartFailed(f"cannot save {', '.join(references)}: a runtime with Apptainer has no archive of it")
 
-    async def lacking_images(self, references: Sequence[str]) -> list[str]:
-        """See `PodmanSandboxes.lacking_images`."""
-        return await asyncio.to_thread(lambda: [name for name in references if not self._trees.can_have(name)])
+    async def _absent(self, references: Sequence[str]) -> list[str]:
+        return await asyncio.to_thread(lambda: [name for name in references if not self._trees.find(name)])
 
-    async def announce(self, references: Sequence[str]) -> None:
-        """See `PodmanSandboxes.announce`."""
-        self._supply.announce(await asyncio.to_thread(self._trees.to_bring, references))
+    async def _bring(self, reference: str) -> None:
+        await asyncio.to_thread(self._trees.bring, reference)
 
     async def _tree(self, reference: str) -> Tree:
         tree = self._trees.find(reference)
@@ -138,9 +92,10 @@ class ApptainerSandboxes:
         return _Asked([], asked, {}, spec.workdir or tree.workdir)
 
     async def _begin(self) -> None:
-        self.rung.require(self.least_isolation)
+        assert self.rung
+        self.rung.require(self._least_isolation)
         directory = await asyncio.to_thread(
-            make_private_directory, self.launch_id, self.run_directory, owner=self._owner
+            make_private_directory, self.launch_id, self.run_directory, owner=self._store.owner
         )
         try:
             self._apptainer = await asyncio.to_thread(probe, directory)
@@ -153,9 +108,6 @@ class ApptainerSandboxes:
         LOG.info("%s; %s", self.rung, self._apptainer)
 
     async def _end(self) -> None:
-        await self._supply.close()
-        directory, self._directory = self._directory, None
-        if directory:
-            await self._limits.close()
-            await self._instances.close()
-            await asyncio.to_thread(remove_private_directory, directory)
+        await self._limits.close()
+        await self._instances.close()
+        await asyncio.to_thread(remove_private_directory, self._directory)

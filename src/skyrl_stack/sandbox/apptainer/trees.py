@@ -9,19 +9,18 @@ One that can be seen is complete. All writers of a node take turns.
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.oci.reference import MADE_HERE, Reference
+from skyrl_stack.oci.reference import Reference
 from skyrl_stack.oci.store import SiteStore, StoredImage
 from skyrl_stack.sandbox.apptainer.program import environment
-from skyrl_stack.sandbox.images import reading_options
 from skyrl_stack.sandbox.locks import locked
 from skyrl_stack.sandbox.storage import cache_dir, remove_tree, site_images
-from skyrl_stack.sandbox.supply import stored
+from skyrl_stack.sandbox.supply import how_to_have, stored
 from skyrl_stack.sandbox.syscalls import open_in_root
 from skyrl_stack.sif.apptainer import reason
 
@@ -55,14 +54,6 @@ class Trees:
             return None
         return Tree(folder / "root", said["environment"], said["workdir"])
 
-    def can_have(self, reference: str) -> bool:
-        """Whether it is there, or would be brought."""
-        return bool(self.find(reference) or stored(reference))
-
-    def to_bring(self, references: Sequence[str]) -> list[str]:
-        """Those that are not there, and would be brought."""
-        return [reference for reference in references if not self.find(reference) and stored(reference)]
-
     def bring(self, reference: str) -> None:
         """Make the tree of an image of the site's store.
 
@@ -71,7 +62,7 @@ class Trees:
         """
         image = stored(reference)
         if image is None:
-            raise SetupError(how_to_bring(reference))
+            raise SetupError(how_to_have(reference))
         folder = self.path / image.reference.file_name
         with locked(self.path.with_suffix(".lock")):
             if folder.is_dir():
@@ -85,14 +76,6 @@ class Trees:
             finally:
                 remove_tree(draft)
         SiteStore(site_images()).use(image.reference)
-
-
-def how_to_bring(reference: str) -> str:
-    """What to say of an image that the site's store lacks."""
-    if not reference.startswith(MADE_HERE):
-        return f"{site_images()} does not have it; `skyrl-stack images pull {reference}` fetches it"
-    save = f"podman {reading_options()} save --format oci-archive -o image.tar {reference}"
-    return f"no registry has it; bring it by `{save}` where it was made, and here `skyrl-stack images load image.tar`"
 
 
 def _unpack(image: StoredImage, folder: Path) -> None:

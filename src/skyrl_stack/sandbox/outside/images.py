@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.oci.reference import MADE_HERE, Reference
+from skyrl_stack.oci.reference import MADE_HERE
 from skyrl_stack.oci.serve import served
 from skyrl_stack.oci.store import SiteStore
 from skyrl_stack.sandbox.api_images import ApiImages
 from skyrl_stack.sandbox.images import reading_options
 from skyrl_stack.sandbox.storage import site_images
+from skyrl_stack.sandbox.supply import stored
 
 
 def how_to_bring(references: Sequence[str], socket: Path) -> str:
@@ -43,11 +44,12 @@ class SocketImages(ApiImages):
         await self._api.in_thread(lambda: self._bring(reference))
 
     def _bring(self, reference: str) -> None:
-        if reference.startswith(MADE_HERE):
+        image, site = stored(reference), SiteStore(site_images())
+        if image is None and reference.startswith(MADE_HERE):
             raise SetupError(how_to_bring([reference], self._api.path))
-        site, wanted = SiteStore(site_images()), Reference.parse(reference)
-        if site.find(wanted) is None:
+        if image is None:
             raise SetupError(f"neither the Podman behind {self._api.path} nor {site.path} has it")
+        wanted = image.reference
         with served(site, [wanted]) as places:
             separator = "@" if wanted.digest else ":"
             place = f"{places[wanted.name]}{separator}{wanted.version}"

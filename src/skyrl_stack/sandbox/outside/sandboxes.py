@@ -7,19 +7,16 @@ by the private directory, which names the socket.
 
 import asyncio
 import logging
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Unpack
 
-from skyrl_stack.errors import SandboxLost, SandboxStartFailed, SetupError
-from skyrl_stack.runtime_section import Isolation
+from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox.api import LABEL, PodmanApi, Refused
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.engine_sandbox import EngineSandbox, opened, start_failed
+from skyrl_stack.sandbox.engine_sandbox import EngineSandbox
+from skyrl_stack.sandbox.engine_sandboxes import Common, EngineSandboxes
 from skyrl_stack.sandbox.isolation import Rung
 from skyrl_stack.sandbox.limits import of_shell
 from skyrl_stack.sandbox.oci import Description
@@ -27,7 +24,6 @@ from skyrl_stack.sandbox.outside.containers import SocketContainers, attached
 from skyrl_stack.sandbox.outside.images import SocketImages
 from skyrl_stack.sandbox.outside.lifeline import Size, process_1
 from skyrl_stack.sandbox.storage import make_private_directory, name_socket, remove_private_directory
-from skyrl_stack.sandbox.supply import Supply, on_site
 
 LOG = logging.getLogger(__name__)
 _CPU_PERIOD_US = 100_000
@@ -95,75 +91,28 @@ class _Service:
         )
 
 
-class SocketSandboxes:
-    """Starts sandboxes while the block runs; when it ends nothing of them is left. See `PodmanSandboxes`."""
+class SocketSandboxes(EngineSandboxes):
+    """Sandboxes of a Podman behind a socket. None is ever adopted: a server's death closes their lifelines."""
 
     backbone = "Podman's service"
 
-    def __init__(
-        self,
-        launch_id: str,
-        socket: Path,
-        *,
-        run_directory: str = "",
-        output_limit: int = 256 * 1024,
-        isolation: Isolation = "shared-uid",
-        owner: int | None = None,
-    ) -> None:
-        self.launch_id = launch_id
-        self.adopted: dict[str, EngineSandbox] = {}
-        "See `PodmanSandboxes`. There are never any: the server's death closed their lifelines."
-        self._owner = owner
+    def __init__(self, launch_id: str, socket: Path, **common: Unpack[Common]) -> None:
+        super().__init__(launch_id, **common)
         self.socket = socket
-        self.run_directory = run_directory
-        self.output_limit = output_limit
-        self.least_isolation: Isolation = isolation
-        self.rung: Rung | None = None
-        self._starting = asyncio.Semaphore(2 * (os.cpu_count() or 1))
-        self._directory: Path | None = None
-        self._supply = Supply(lambda reference: self._images.bring(reference))
-
-    async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._begin)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        await self._supply.close()
-        await asyncio.to_thread(self._end)
-
-    async def reopen(self) -> None:
-        """Begin anew after Podman's service died; the sandboxes died with it."""
-        await self._supply.close()
-        await asyncio.to_thread(self._end)
-        await asyncio.to_thread(self._begin)
 
     @property
     def is_alive(self) -> bool:
-        """Whether Podman's service is."""
-        return self._directory is not None and self._api.is_alive
-
-    @property
-    def isolation(self) -> str:
-        """See `PodmanSandboxes.isolation`."""
-        return self.rung.isolation if self.rung else ""
+        """See `EngineSandboxes.is_alive`."""
+        return self._is_open and self._api.is_alive
 
     @property
     def last_words(self) -> str:
         """Its log is elsewhere."""
         return f"nobody listens at {self.socket}"
 
-    async def start(self, spec: SandboxSpec) -> EngineSandbox:
-        """See `SandboxProvider.start`."""
-        if self._directory is None:
-            raise SandboxStartFailed("the provider is closed")
-        name = f"sandbox-{secrets.token_hex(6)}"
-        try:
-            workdir = await self._workdir(spec.image)
-        except (Refused, SetupError) as error:
-            raise start_failed(spec, error) from error
-        sandbox = EngineSandbox(
+    async def _prepare(self, name: str, spec: SandboxSpec) -> EngineSandbox:
+        workdir = await self._workdir(spec.image)
+        return EngineSandbox(
             self._containers,
             name,
             _Asked([], self._request(name, spec), {}, spec.workdir or workdir),
@@ -171,27 +120,17 @@ class SocketSandboxes:
             preamble=of_shell(spec.model_copy(update={"pids": None})),  # counted by user: of all sandboxes at once
             output_limit=self.output_limit,
         )
-        return await opened(sandbox, spec, self._starting)
 
     async def save_images(self, references: Sequence[str]) -> Path:
-        """See `PodmanSandboxes.save_images`."""
-        if self._directory is None:
-            raise SandboxLost("the provider is closed")
+        """See `ApiImages.save`."""
+        self._require_open()
         return await self._images.save(references, self._directory)
 
-    async def lacking_images(self, references: Sequence[str]) -> list[str]:
-        """See `PodmanSandboxes.lacking_images`."""
-        if self._directory is None:
-            raise SandboxLost("the provider is closed")
-        absent = await self._images.lacking(references)
-        there = await on_site(absent)
-        return [reference for reference in absent if reference not in there]
+    async def _absent(self, references: Sequence[str]) -> list[str]:
+        return await self._images.lacking(references)
 
-    async def announce(self, references: Sequence[str]) -> None:
-        """See `PodmanSandboxes.announce`."""
-        if self._directory:
-            absent = await self._images.lacking(references)
-            self._supply.announce(await on_site(absent))
+    async def _bring(self, reference: str) -> None:
+        await self._images.bring(reference)
 
     async def _workdir(self, reference: str) -> str:
         """The directory of an image, which Podman takes from the site's store where it lacks it."""
@@ -225,14 +164,17 @@ class SocketSandboxes:
             request["timeout"] = int(spec.wall_s) + _AFTER_WALL_S
         return request
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
         api = PodmanApi(self.socket)
         try:
             self._service = _Service(api.call("GET", "/info"))
             self.rung = self._service.rung
-            self.rung.require(self.least_isolation)
+            self.rung.require(self._least_isolation)
             api.remove_launch(self.launch_id)  # what a server before this one was just starting when it died
-            self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._owner)
+            self._directory = make_private_directory(self.launch_id, self.run_directory, owner=self._store.owner)
         except OSError as error:
             api.close()
             raise SetupError(
@@ -247,13 +189,13 @@ class SocketSandboxes:
         self._containers, self._images = SocketContainers(api), SocketImages(api)
         LOG.info("sandboxes are of the Podman behind %s; %s; %s", self.socket, self.rung, self._service)
 
-    def _end(self) -> None:
-        directory, self._directory = self._directory, None
-        if directory is None:
-            return
+    async def _end(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
         try:
             self._api.remove_launch(self.launch_id)
         except (OSError, Refused) as error:
             LOG.warning("sandboxes at %s could not be removed; they end with us: %s", self.socket, error)
         self._api.close()
-        remove_private_directory(directory)
+        remove_private_directory(self._directory)
