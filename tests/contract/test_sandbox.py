@@ -22,7 +22,7 @@ from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.runtime.server import serving
 from skyrl_stack.runtime.wire import NotRight
 from skyrl_stack.runtime_section import RuntimeSection
-from skyrl_stack.sandbox.contract import FileMissing, Sandbox, SandboxProvider, SandboxSpec
+from skyrl_stack.sandbox.contract import READ_LIMIT_MB, FileMissing, FileTooLarge, Sandbox, SandboxProvider, SandboxSpec
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.outside.sandboxes import SocketSandboxes
 from skyrl_stack.sandbox.podman import PodmanSandboxes
@@ -411,6 +411,14 @@ async def test_a_large_file(sandbox: Sandbox) -> None:
     data = secrets.token_bytes(50_000_000)
     await sandbox.write_file("/tmp/large", data)
     assert await sandbox.read_file("/tmp/large") == data
+
+
+async def test_a_file_that_would_fill_the_memory_is_not_read(sandbox: Sandbox) -> None:
+    """The size that a program of the sandbox told may have been another's."""
+    await sandbox.run(f"head -c {READ_LIMIT_MB}M /dev/zero > /tmp/most; (cat /tmp/most; echo) > /tmp/more")
+    assert await sandbox.read_file("/tmp/most") == bytes(READ_LIMIT_MB << 20)
+    with pytest.raises(FileTooLarge, match=f"/tmp/more: larger than {READ_LIMIT_MB} MiB"):
+        await sandbox.read_file("/tmp/more")
 
 
 async def test_writing_keeps_the_mode_and_follows_a_link(sandbox: Sandbox) -> None:

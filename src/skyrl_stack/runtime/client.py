@@ -15,7 +15,7 @@ import aiohttp
 from skyrl_stack.errors import InfrastructureError, RuntimeUnavailable, SandboxLost
 from skyrl_stack.records import Endpoint
 from skyrl_stack.runtime.wire import API_KEY, ERRORS, SESSION_KEY, BashOutput, BashRequest, RuntimeInfo, StartRequest
-from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.contract import READ_LIMIT_MB, CommandResult, FileTooLarge, SandboxSpec
 
 _CONNECT_TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 3600.0
@@ -180,7 +180,16 @@ class RemoteSandbox:
 
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
-        return await self._call("GET", "/api/file/download", params={"path": path})
+
+        async def take(answer: aiohttp.ClientResponse) -> bytes:
+            data = bytearray()
+            async for piece in answer.content.iter_any():
+                data += piece
+                if len(data) > READ_LIMIT_MB << 20:
+                    raise FileTooLarge(path)
+            return bytes(data)
+
+        return await self._call("GET", "/api/file/download", params={"path": path}, take=take)
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""

@@ -5,7 +5,7 @@ from shlex import quote
 from typing import Any
 
 from skyrl_stack.runtime.wire import NotRight
-from skyrl_stack.sandbox.contract import CommandResult, FileMissing, Sandbox
+from skyrl_stack.sandbox.contract import CommandResult, FileMissing, FileTooLarge, Sandbox
 
 _SHELL = "git"
 _TIMEOUT_S = 50.0
@@ -39,6 +39,8 @@ async def diff(sandbox: Sandbox, path: str) -> dict[str, Any]:
         raise NotRight(f"{path}: too large for a diff")
     try:
         modified = (await sandbox.read_file(path)).decode(errors="replace")
+    except FileTooLarge as error:
+        raise NotRight(str(error)) from error
     except FileMissing:
         modified = None
     return {"modified": modified, "original": None if original.exit_code else original.stdout}

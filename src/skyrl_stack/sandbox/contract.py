@@ -69,6 +69,16 @@ class FileMissing(Exception):
     """`read_file` on a path that does not exist or is not a regular file. A result, not a loss."""
 
 
+READ_LIMIT_MB = 64
+
+
+class FileTooLarge(FileMissing):
+    """`read_file` on one of more than READ_LIMIT_MB, lest a sandbox fill the memory of who reads what it made."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path}: larger than {READ_LIMIT_MB} MiB")
+
+
 class Sandbox(Protocol):
     """One container of one episode."""
 
@@ -93,7 +103,7 @@ class Sandbox(Protocol):
         """Content of the file at the absolute `path`.
 
         Raises:
-            FileMissing: no such regular file.
+            FileMissing: no such regular file, or (FileTooLarge) more than READ_LIMIT_MB of it.
             SandboxLost: the sandbox is gone.
         """
         ...

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from skyrl_stack.errors import SandboxExpired, SandboxLost
-from skyrl_stack.sandbox.contract import CommandResult, SandboxSpec
+from skyrl_stack.sandbox.contract import READ_LIMIT_MB, CommandResult, FileTooLarge, SandboxSpec
 from skyrl_stack.sandbox.engine import Engine, Sizes
 from skyrl_stack.sandbox.keeping import UNKEPT, Store
 from skyrl_stack.sandbox.oci import Description
@@ -109,7 +109,10 @@ class EngineSandbox:
     async def read_file(self, path: str) -> bytes:
         """See `Sandbox.read_file`."""
         with await self.open_file(path) as file:
-            return await asyncio.to_thread(file.read)
+            data = await asyncio.to_thread(file.read, (READ_LIMIT_MB << 20) + 1)
+        if len(data) > READ_LIMIT_MB << 20:
+            raise FileTooLarge(path)
+        return data
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Sandbox.write_file`."""
