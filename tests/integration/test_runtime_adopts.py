@@ -17,7 +17,7 @@ from skyrl_stack.node import Process
 from skyrl_stack.runtime.client import RemoteSandbox, RuntimeClient
 from skyrl_stack.runtime.wire import Full
 from skyrl_stack.sandbox.contract import SandboxSpec
-from skyrl_stack.sandbox.storage import read_owner
+from skyrl_stack.scratch import read_owner
 
 pytestmark = [pytest.mark.podman, pytest.mark.anyio, pytest.mark.timeout(180)]
 ADOPTED = "healed: the server died by signal 9 and was started again; {} of its {} sandboxes live on"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -46,6 +47,34 @@ def test_what_a_registry_does_not_have_is_an_error(registry: str, store: Path) -
 
     with pytest.raises(SetupError, match=r"cannot pull .*/tests/none:1: .*unknown"):
         asyncio.run(pull())
+
+
+def test_a_temporary_directory_may_have_a_long_name(
+    store: Path, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of Slurm jobs have. Podman takes no more than 50 characters for where it keeps what runs."""
+    outer = Path(tempfile.mkdtemp(dir="/tmp"))
+    deep = outer / "job-of-a-cluster" / "with-a-scratch-directory"
+    deep.mkdir(parents=True)
+    for directory in (outer, deep.parent, deep):
+        directory.chmod(0o711)  # root's sandboxes are another user's
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    (tmp_path / "Containerfile").write_text("FROM localhost/made:1\nRUN pwd > /where\n")
+
+    async def build_and_start() -> tuple[str, list[str]]:
+        async with ImageStore(store) as images:
+            await images.import_rootfs(rootfs, "localhost/made:1", changes=("WORKDIR /testbed",))
+            await images.build(tmp_path, "localhost/built:1")
+        async with PodmanSandboxes(f"{secrets.token_hex(8)}-0.0", image_stores=[store]) as sandboxes:
+            sandbox = await sandboxes.start(SandboxSpec(image="localhost/built:1"))
+            return (await sandbox.run("cat /where")).stdout, [path.name for path in deep.iterdir()]
+
+    try:
+        said, there = asyncio.run(build_and_start())
+        assert (said, len(there)) == ("/testbed\n", 1)
+        assert not list(deep.iterdir())
+    finally:
+        shutil.rmtree(outer)
 
 
 def written(directory: Path) -> dict[Path, tuple[int, int]]:

@@ -133,10 +133,11 @@ def test_the_state_of_the_users_own_podman_is_not_looked_at(
 FULL = """
 import os, subprocess, sys
 from pathlib import Path
+from skyrl_stack import scratch
 from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox import storage, sweep
 dead = storage.make_private_directory("dead")
-owner = storage.read_owner(dead).model_copy(update={"boot_id": "before the node was started again"})
+owner = scratch.read_owner(dead).model_copy(update={"boot_id": "before the node was started again"})
 (dead / "owner.json").write_text(owner.model_dump_json())
 living = storage.make_private_directory("living")
 for path, size in ((dead, 200 << 20), (living, 30 << 20)):

@@ -1,7 +1,14 @@
 """The gate before training: what is accepted, what is quarantined, and that it goes on where it was stopped."""
 
 import asyncio
+import os
 import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +18,7 @@ from skyrl_stack.cli import main
 from skyrl_stack.errors import SetupError
 from skyrl_stack.factory.given import given_tasks
 from skyrl_stack.factory.make import write_tasks
+from skyrl_stack.node import other_processes
 from skyrl_stack.sandbox.images import image_store_path
 from skyrl_stack.sandbox.podman import PodmanSandboxes
 from skyrl_stack.tasks.manifest import manifest_of, read_manifest
@@ -102,3 +110,27 @@ def test_a_manifest_that_cannot_be_written_is_one_line(inflection_tasks: list[Ta
 
     with pytest.raises(SetupError, match="/dev/full: No space left on device; what is found is written beside"):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_that_is_ended_leaves_nothing(inflection_tasks: list[Task], file: Path, number: signal.Signals) -> None:
+    """Told to end, it removes all itself; killed, its sandboxes end, and `sweep` finds the files."""
+    write_tasks(file, inflection_tasks[:1])
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path, for sockets
+    temporary.chmod(0o711)  # root's sandboxes are another user's
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    stack = [sys.executable, str(Path(sys.executable).with_name("skyrl-stack"))]
+    try:
+        with subprocess.Popen([*stack, "tasks", "verify", str(file)], env=environment) as verifying:
+            while not list(temporary.glob("skyrl-*/sandboxes/*")):
+                time.sleep(0.1)
+                assert verifying.poll() is None
+            verifying.send_signal(number)
+        if number == signal.SIGKILL:
+            assert list(temporary.iterdir())
+            subprocess.run([*stack, "sweep"], env=environment, timeout=60, check=True)
+        assert verifying.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert not list(temporary.iterdir())
+        assert not [one.pid for one in other_processes() if one.environment.get("TMPDIR") == str(temporary)]
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

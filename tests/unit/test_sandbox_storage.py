@@ -13,7 +13,7 @@ from lanes import sweeping_alone
 from skyrl_stack.errors import SetupError
 from skyrl_stack.node import Process
 from skyrl_stack.sandbox import storage, sweep
-from skyrl_stack.sandbox.storage import Owner
+from skyrl_stack.scratch import Owner, read_owner
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_private_directory_is_private_and_owned(temporary: Path) -> None:
     path = storage.make_private_directory("abc", "/run/directory")
     assert path == temporary / "skyrl-abc"
     assert path.stat().st_mode & 0o777 == 0o700
-    owner = storage.read_owner(path)
+    owner = read_owner(path)
     assert owner
     assert owner.is_alive
     assert (owner.launch_id, owner.pid, owner.run_directory) == ("abc", os.getpid(), "/run/directory")

@@ -8,7 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from skyrl_stack.sandbox.storage import PREFIX, Owner
+from skyrl_stack.node import LAUNCH_VARIABLE
+from skyrl_stack.scratch import PREFIX, Owner
 
 _VARIABLES = {
     # Without it litellm fetches its price list at import, and on a machine without a network fails at random.
@@ -42,5 +43,5 @@ def state_directory() -> Path:
     directory = Path(os.environ["OH_PERSISTENCE_DIR"])
     if not directory.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / "owner.json").write_text(Owner.this_process("of an agent").model_dump_json())
+        Owner.this_process(os.environ.get(LAUNCH_VARIABLE, "")).sign(directory)
     return directory

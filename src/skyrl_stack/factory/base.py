@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import socket
-import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.sandbox import namespaces
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.storage import make_private_directory, remove_private_directory
+from skyrl_stack.scratch import scratch
 
 PULLED = "docker.io/library/python:3.12-slim-bookworm"
 DEBOOTSTRAP = "debootstrap"
@@ -68,9 +68,9 @@ async def _pull(store: ImageStore, reference: str, name: str, say: Say) -> str:
     if not await store.has(reference):
         say(f"base image: pulling {reference}")
         await store.pull(reference)
-    with tempfile.TemporaryDirectory(prefix="skyrl-base-") as context:
-        (Path(context) / "Containerfile").write_text(TOOLS.format(reference=reference))
-        await store.build(Path(context), name, network="host")
+    with scratch("base") as context:
+        (context / "Containerfile").write_text(TOOLS.format(reference=reference))
+        await store.build(context, name, network="host")
     return name
 
 

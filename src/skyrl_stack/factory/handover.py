@@ -8,8 +8,6 @@ the others wait while one before them lives.
 """
 
 import asyncio
-import tempfile
-from pathlib import Path
 
 from skyrl_stack.factory.base import Say
 from skyrl_stack.factory.obtain import ensure_images
@@ -20,6 +18,7 @@ from skyrl_stack.run_directory import RunDirectory
 from skyrl_stack.runtime.client import RuntimeClient
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.supply import stored
+from skyrl_stack.scratch import scratch
 from skyrl_stack.tasks.task import read_tasks
 
 _FIRST_SIGNS_S = 3 * INTERVAL_S
@@ -75,8 +74,8 @@ async def _await_serving(directory: RunDirectory, say: Say) -> Endpoint | None:
 
 
 async def _fetch(endpoint: Endpoint, images: list[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="skyrl-images-") as folder:
-        archive = Path(folder) / "images.tar"
+    with scratch("images") as folder:
+        archive = folder / "images.tar"
         async with RuntimeClient(endpoint) as client:
             await client.fetch_images(images, archive)
         async with ImageStore() as store:

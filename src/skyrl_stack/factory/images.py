@@ -16,6 +16,7 @@ from skyrl_stack.factory.catalogue import Artifact, Project
 from skyrl_stack.factory.index import fetch
 from skyrl_stack.factory.rows import REQUIREMENTS
 from skyrl_stack.sandbox.images import ImageStore
+from skyrl_stack.scratch import scratch
 from skyrl_stack.tasks.task import REPOSITORY
 
 # Compiled here once, since tests run with PYTHONDONTWRITEBYTECODE in sandboxes that start from scratch.
@@ -37,11 +38,11 @@ async def ensure_requirements(store: ImageStore, base: str, wheels: Iterable[Art
     wheels = tuple(wheels)
     reference = f"localhost/skyrl-stack/requirements:{digest(base, WITH_REQUIREMENTS, *(w.sha256 for w in wheels))}"
     if not await store.has(reference):
-        with tempfile.TemporaryDirectory(prefix="skyrl-image-") as context:
+        with scratch("image") as context:
             for wheel in wheels:
                 with zipfile.ZipFile(fetch(wheel, cache)) as archive:
-                    archive.extractall(Path(context) / "files" / REQUIREMENTS.lstrip("/"))
-            await _build(store, Path(context), WITH_REQUIREMENTS.format(base=base), reference)
+                    archive.extractall(context / "files" / REQUIREMENTS.lstrip("/"))
+            await _build(store, context, WITH_REQUIREMENTS.format(base=base), reference)
     return reference
 
 
@@ -49,7 +50,7 @@ async def ensure_repository(store: ImageStore, requirements: str, project: Proje
     """Reference of `requirements` with the repository `root`, which is at `commit`, in it. `root` is moved away."""
     reference = f"localhost/skyrl-stack/task:{project.name}-{digest(requirements, WITH_REPOSITORY, commit)}"
     if not await store.has(reference):
-        with tempfile.TemporaryDirectory(prefix="skyrl-image-", dir=root.parent) as context:
+        with tempfile.TemporaryDirectory(dir=root.parent) as context:
             files = Path(context) / "files"
             metadata = f"{project.name.replace('-', '_')}-{project.version}.dist-info"
             installed = files / REQUIREMENTS.lstrip("/") / metadata

@@ -6,7 +6,6 @@ Tests run in sandboxes of the images that agents and grades get, and the seed de
 """
 
 import secrets
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from skyrl_stack.profile import TasksSection
 from skyrl_stack.records import write_atomic
 from skyrl_stack.sandbox.images import ImageStore
 from skyrl_stack.sandbox.podman import PodmanSandboxes
+from skyrl_stack.scratch import scratch
 from skyrl_stack.tasks.task import Task, read_tasks
 
 FORMAT = "1"
@@ -84,8 +84,8 @@ class Workshop:
 
     async def _make(self, project: Project, requirements: str, section: TasksSection) -> list[Task]:
         sdist = fetch(project.sdist, self.downloads)
-        with tempfile.TemporaryDirectory(prefix="skyrl-factory-") as directory:
-            root = Path(directory) / "sound"
+        with scratch("factory") as directory:
+            root = directory / "sound"
             unpack(project, sdist, root)
             files = suite_files(project, root)
             image, head = await self._image(project, requirements, "")
@@ -101,8 +101,8 @@ class Workshop:
 
     async def _image(self, project: Project, requirements: str, fix: str) -> tuple[str, str]:
         """Image and commit of the project with the bug that `fix` would undo, or without a bug."""
-        with tempfile.TemporaryDirectory(prefix="skyrl-repository-") as directory:
-            root = Path(directory) / "repository"
+        with scratch("repository") as directory:
+            root = directory / "repository"
             unpack(project, fetch(project.sdist, self.downloads), root)
             if fix:
                 reverse(root, fix)

@@ -78,7 +78,8 @@ class Cell:
         self.environment = write_config(
             self.directory, runtime=runtime, graphroot=self.graphroot, ids=ids, registries=self.registries
         )
-        storage = storage_options(self.graphroot, self.directory / "run/storage", self.image_stores, ids)
+        # Below the directory that it starts in: Podman takes 50 characters for this, of which it makes no socket here.
+        storage = storage_options(self.graphroot, Path("run/storage"), self.image_stores, ids)
         service = ("podman", *storage, "system", "service", "--time=0", f"unix://{self.socket}")
         argv = namespaces.command(*service, hide=hide)
         self.process = Dependent.start(argv, log=self.log, environment=self.environment, directory=self.directory)

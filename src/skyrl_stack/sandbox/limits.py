@@ -58,7 +58,7 @@ class Limits:
         assert self._process.stdin
         self._process.stdin.close()
         await self._process.wait()
-        await self._reading
+        await asyncio.wait([self._reading])  # if it was cancelled, as at the end of a loop, that is no matter
 
     @property
     def is_alive(self) -> bool:

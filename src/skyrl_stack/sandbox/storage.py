@@ -17,61 +17,16 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
-
-from pydantic import BaseModel, ConfigDict
 
 from skyrl_stack.errors import SetupError
-from skyrl_stack.node import Process
 from skyrl_stack.sandbox import namespaces
+from skyrl_stack.scratch import PREFIX, Owner, read_owner
 
-PREFIX = "skyrl-"
 CACHE_VARIABLE = "SKYRL_CACHE"
 IMAGES_VARIABLE = "SKYRL_IMAGES"
 _OUTSIDE = "outside.json"
 _CGROUP = "cgroup.json"
 _SOCKET_PATH_LIMIT = 60  # of 108 bytes; Podman's own sockets lie deeper than ours
-
-
-class Owner(BaseModel):
-    """Who made a private directory. A process id alone could have been given to another process since."""
-
-    model_config = ConfigDict(frozen=True)
-
-    launch_id: str
-    pid: int
-    started: int
-    "Clock ticks between boot and the start of the process."
-    boot_id: str
-    pid_namespace: str
-    run_directory: str = ""
-
-    @classmethod
-    def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
-        return cls.process(os.getpid(), launch_id, run_directory)
-
-    @classmethod
-    def process(cls, pid: int, launch_id: str, run_directory: str = "") -> Self:
-        return cls(
-            launch_id=launch_id,
-            pid=pid,
-            started=Process(pid).started or 0,
-            boot_id=_boot_id(),
-            pid_namespace=Process(pid).pid_namespace,
-            run_directory=run_directory,
-        )
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it is, or may be: of a container's processes only the container knows."""
-        if self.boot_id != _boot_id():
-            return False
-        elsewhere = self.pid_namespace != Process(os.getpid()).pid_namespace
-        return elsewhere or Process(self.pid).started == self.started
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def private_root() -> Path:
@@ -95,7 +50,7 @@ def make_private_directory(launch_id: str, run_directory: str = "", *, owner: in
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.mkdir(mode=0o700)
-        (draft / "owner.json").write_text(me.model_dump_json())
+        me.sign(draft)
         if os.geteuid() == 0:
             os.chown(draft, *namespaces.id_map().root)
         draft.rename(path)  # what can be seen has an owner
@@ -103,14 +58,6 @@ def make_private_directory(launch_id: str, run_directory: str = "", *, owner: in
         shutil.rmtree(draft, ignore_errors=True)
         raise SetupError(f"{path}: cannot make it ({error.strerror}); set TMPDIR to a node-local directory") from error
     return path
-
-
-def read_owner(path: Path) -> Owner | None:
-    """The owner of a private directory, if it says so."""
-    try:
-        return Owner.model_validate(json.loads((path / "owner.json").read_bytes()))
-    except (OSError, ValueError):
-        return None
 
 
 def name_socket(path: Path, socket: Path) -> None:

@@ -18,14 +18,8 @@ from skyrl_stack.errors import SetupError
 from skyrl_stack.node import LAUNCH_VARIABLE, LAUNCHER_VARIABLE, Process, other_processes
 from skyrl_stack.sandbox.api import PodmanApi, Refused
 from skyrl_stack.sandbox.cgroups import remove_launch
-from skyrl_stack.sandbox.storage import (
-    PREFIX,
-    named_cgroup,
-    named_socket,
-    private_root,
-    read_owner,
-    remove_private_directory,
-)
+from skyrl_stack.sandbox.storage import named_cgroup, named_socket, private_root, remove_private_directory
+from skyrl_stack.scratch import PREFIX, read_owner
 
 _DEATH_TIMEOUT_S = 5.0
 ROOM = 1 << 30
@@ -41,7 +35,7 @@ class LeftDirectory:
     launch_id: str
 
     def __str__(self) -> str:
-        return f"directory {self.path} of launch {self.launch_id}"
+        return f"directory {self.path}{_of(self.launch_id)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,11 @@ class LeftProcess:
     command: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} ({self.command}) of launch {self.launch_id}"
+        return f"process {self.pid} ({self.command}){_of(self.launch_id)}"
+
+
+def _of(launch_id: str) -> str:
+    return f" of launch {launch_id}" if launch_id else ""
 
 
 Leftover = LeftDirectory | LeftProcess
@@ -132,7 +130,7 @@ def _left_processes() -> Iterator[LeftProcess]:
     directories = list(_left_directories())
     for process in other_processes():
         launch_id = _orphan_of(process) or _user_of(directories, process)
-        if launch_id and (started := process.started) is not None:
+        if launch_id is not None and (started := process.started) is not None:
             yield LeftProcess(process.pid, started, launch_id, process.command)
 
 

@@ -7,12 +7,12 @@ import hashlib
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.scratch import scratch
 from skyrl_stack.sif import apptainer
 from skyrl_stack.sif.certificates import certificates
 from skyrl_stack.sif.definition import Definition
@@ -66,8 +66,7 @@ class Builder:
             self.say(f"{result}: made of the same inputs; checking it")
             if known.describes(result):
                 return known
-        with tempfile.TemporaryDirectory(prefix="skyrl-build-") as folder:
-            tmp = Path(folder)
+        with scratch("build") as tmp:
             _require_room(name, complete.get("GROUPS", ""), tmp)
             built = self._make(definition, complete | {DIGEST_ARGUMENT: digest}, tmp)
             debian, sbom = apptainer.read(built, DEBIAN, SBOM)

@@ -3,11 +3,12 @@
 The factory measures by it and the grader grades by it, so both see the same tests in the same way.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from skyrl_stack.scratch import scratch
 
 
 def specification(row: Mapping[str, Any]) -> Any:
@@ -32,7 +33,7 @@ def statuses(row: Mapping[str, Any], log: str) -> dict[str, str] | None:
 @contextmanager
 def log_file(log: str) -> Iterator[Path]:
     """The log as a file, which is how swebench takes it."""
-    with tempfile.TemporaryDirectory(prefix="skyrl-log-") as directory:
-        path = Path(directory) / "test_output.txt"
+    with scratch("log") as directory:
+        path = directory / "test_output.txt"
         path.write_text(log, encoding="utf-8")
         yield path

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from skyrl_stack.sandbox.storage import PREFIX, Owner
+from skyrl_stack.scratch import PREFIX, Owner
 
 _LONGEST_BASE = 9  # Ray puts sockets 98 characters below it, and the kernel takes 107
 
@@ -24,8 +24,7 @@ def private_directory(launch_id: str, run_directory: Path) -> Iterator[Path]:
     outer = tempfile.gettempdir()
     base = outer if len(outer) <= _LONGEST_BASE else "/tmp"
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{launch_id}-", dir=base))
-    owner = Owner.this_process(launch_id, str(run_directory))
-    (path / "owner.json").write_text(owner.model_dump_json())
+    Owner.this_process(launch_id, str(run_directory)).sign(path)
     with _guard(path):
         _use_for_temporary_files(str(path))
         try:

@@ -3,7 +3,6 @@
 Whoever changes an engine, a kernel, a chat template or a dtype sees here what it does to what the trainer learns from.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from skyrl_stack.agent.tokens import Trajectory
 from skyrl_stack.episode.record import Episode
 from skyrl_stack.errors import SetupError
+from skyrl_stack.scratch import scratch
 from skyrl_stack.trainer.checkpoints import is_checkpoint, merge
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -83,9 +83,9 @@ def _weights(path: Path) -> Iterator[Path]:
     if not is_checkpoint(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="skyrl-replay-") as merged:
-        merge(path, Path(merged))
-        yield Path(merged)
+    with scratch("replay") as merged:
+        merge(path, merged)
+        yield merged
 
 
 def _load(path: Path, dtype: Dtype) -> Any:

@@ -7,7 +7,6 @@ import contextlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 
 from skyrl_stack.errors import SetupError
+from skyrl_stack.scratch import scratch
 from skyrl_stack.trainer.checkpoints import is_checkpoint, merge
 
 START_TIMEOUT_S = 900.0
@@ -70,8 +70,8 @@ def served(files: Path, *, context_tokens: int, log: Path, say: Callable[[str], 
         tokenizer = AutoTokenizer.from_pretrained(files)
     except (OSError, ValueError) as error:
         raise SetupError(f"{files}: no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
-    with tempfile.TemporaryDirectory(prefix="skyrl-serve-") as private, log.open("ab") as output:
-        socket = Path(private) / "socket"
+    with scratch("serve") as private, log.open("ab") as output:
+        socket = private / "socket"
         command = [sys.executable, "-m", "skyrl_stack.trainer.serve", str(files), str(socket), str(context_tokens)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
         try:
