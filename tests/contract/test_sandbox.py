@@ -153,6 +153,14 @@ async def running(sandbox: Sandbox, needle: str) -> int:
     return int((await sandbox.run(script, shell="observer")).stdout) - 1  # the observer's own
 
 
+async def until_running(sandbox: Sandbox, needle: str) -> None:
+    """Until there is one such process: what a shell has begun is not at once what it will be."""
+    deadline = time.monotonic() + 10
+    while (found := await running(sandbox, needle)) != 1:
+        assert found == 0 and time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
 async def test_streams_and_exit_code_are_apart(sandbox: Sandbox) -> None:
     result = await sandbox.run("echo out; echo err >&2; (exit 7)")
     assert (result.exit_code, result.stdout, result.stderr) == (7, "out\n", "err\n")
@@ -273,19 +281,19 @@ async def test_a_background_process_does_not_hold_the_answer(sandbox: Sandbox) -
     assert (await sandbox.run("sleep 7775 & echo started")).stdout == "started\n"
     assert (await sandbox.run("exit 4")).exit_code == 4
     assert time.monotonic() - started < 10
-    assert await running(sandbox, "7775") == 1
+    await until_running(sandbox, "7775")
 
 
 async def test_what_the_background_says_is_seen_by_the_next_command(sandbox: Sandbox) -> None:
-    await sandbox.run("(sleep 0.2; echo later) &")
-    await asyncio.sleep(0.6)
+    await sandbox.run("(sleep 0.2; echo later; : > /tmp/said) &")
+    while (await sandbox.run("[[ -e /tmp/said ]]", shell="observer")).exit_code:
+        await asyncio.sleep(0.1)
     assert (await sandbox.run("echo next")).stdout == "later\nnext\n"
 
 
 async def test_a_cancelled_command_is_killed(sandbox: Sandbox) -> None:
     command = asyncio.create_task(sandbox.run("sleep 7776", timeout_s=600))
-    await asyncio.sleep(0.5)
-    assert await running(sandbox, "7776") == 1
+    await until_running(sandbox, "7776")
     command.cancel()
     with pytest.raises(asyncio.CancelledError):
         await command
@@ -500,7 +508,7 @@ async def test_a_sandbox_cannot_see_or_signal_another(backend: Backend, sandbox:
     assert await running(sandbox, "7778") == 0
     assert (await sandbox.run("kill -9 -1; ls /tmp/mine")).exit_code != 0
     assert (await sandbox.run("ls /tmp/mine")).exit_code != 0
-    assert await running(other, "7778") == 1
+    await until_running(other, "7778")
     await other.stop()
 
 
