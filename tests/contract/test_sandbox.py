@@ -286,8 +286,7 @@ async def test_a_background_process_does_not_hold_the_answer(sandbox: Sandbox) -
 
 async def test_what_the_background_says_is_seen_by_the_next_command(sandbox: Sandbox) -> None:
     await sandbox.run("(sleep 0.2; echo later; : > /tmp/said) &")
-    while (await sandbox.run("[[ -e /tmp/said ]]", shell="observer")).exit_code:
-        await asyncio.sleep(0.1)
+    await sandbox.run("until [[ -e /tmp/said ]]; do sleep 0.05; done", shell="observer")
     assert (await sandbox.run("echo next")).stdout == "later\nnext\n"
 
 
