@@ -124,11 +124,15 @@ def editor_calls(root: Path) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.podman
-def test_the_editor_answers_and_edits_as_openhands_own(inflection_tasks: list[Task], root: Path) -> None:
+def test_the_editor_answers_and_edits_as_openhands_own(
+    inflection_tasks: list[Task], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openhands.tools.file_editor.definition import FileEditorAction
     from openhands.tools.file_editor.impl import FileEditorExecutor
 
-    theirs = FileEditorExecutor(workspace_root=str(root))
+    with monkeypatch.context() as patched:  # it leaves its history behind
+        patched.setattr(tempfile, "tempdir", str(tmp_path))
+        theirs = FileEditorExecutor(workspace_root=str(root))
 
     async def compare(sandbox: Sandbox, state: Any) -> None:
         await sandbox.run(f"cd {root}", shell="editor")
@@ -264,7 +268,11 @@ def stock(name: str) -> type[ToolDefinition]:
     [BriefFinishTool, BriefThinkTool, SandboxEditorTool, SandboxGlobTool, SandboxGrepTool, SandboxTerminalTool],
     ids=lambda tool: tool.name,
 )
-def test_the_schemas_are_openhands_own_apart_from_their_words(ours: type[ToolDefinition], tmp_path: Path) -> None:
+def test_the_schemas_are_openhands_own_apart_from_their_words(
+    ours: type[ToolDefinition], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what the editor of OpenHands leaves goes with the test
+
     def parameters(tool: type[ToolDefinition], workspace: Any) -> Any:
         llm = SimpleNamespace(vision_is_active=lambda: False)
         agent, no_files = SimpleNamespace(llm=llm), None
