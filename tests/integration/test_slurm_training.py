@@ -35,7 +35,8 @@ def test_a_run_that_needs_three_starts_is_the_run_that_needs_one(site: Site) -> 
     site.cluster.run("scancel", "--signal=USR1", "--batch", trainer)
     site.wait_until_started(directory, "trainer", restart=1, timeout_s=900)
     assert steps_done(directory.checkpoints) == 1
-    site.wait(lambda: steps_done(directory.checkpoints) == 2, 900, "step 2", directory)
+    site.wait(lambda: len(read_steps(directory)) == 2, 900, "step 2, which is told after it is saved", directory)
+    assert steps_done(directory.checkpoints) == 2
     site.cluster.lose_gpu_node("gpu2")
     site.wait(lambda: site.job(directory, "trainer").restarts >= 2, 120, "the trainer in the queue", directory)
     site.cluster.start_node("gpu2")
