@@ -36,8 +36,10 @@ class Owner(BaseModel):
     run_directory: str = ""
 
     @classmethod
-    def this_process(cls, launch_id: str, run_directory: str = "") -> Self:
-        return cls.process(os.getpid(), launch_id, run_directory)
+    def this_process(cls, launch_id: str | None = None, run_directory: str = "") -> Self:
+        """Without a `launch_id`, for the launch that the process is part of, if it is of any."""
+        own = os.environ.get(LAUNCH_VARIABLE, "") if launch_id is None else launch_id
+        return cls.process(os.getpid(), own, run_directory)
 
     @classmethod
     def process(cls, pid: int, launch_id: str, run_directory: str = "") -> Self:
@@ -76,7 +78,7 @@ def scratch(what: str) -> Iterator[Path]:
     """A directory for this block alone, mode 0700; `what` is for whoever finds it."""
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{what}-") as name:
         directory = Path(name)
-        Owner.this_process(os.environ.get(LAUNCH_VARIABLE, "")).sign(directory)
+        Owner.this_process().sign(directory)
         yield directory
 
 

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from skyrl_stack.node import LAUNCH_VARIABLE
 from skyrl_stack.scratch import PREFIX, Owner
 
 _VARIABLES = {
@@ -43,5 +42,5 @@ def state_directory() -> Path:
     directory = Path(os.environ["OH_PERSISTENCE_DIR"])
     if not directory.is_dir():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        Owner.this_process(os.environ.get(LAUNCH_VARIABLE, "")).sign(directory)
+        Owner.this_process().sign(directory)
     return directory

@@ -39,7 +39,8 @@ async def ensure_images(
             if made := [image for image in lacking if image.startswith(MADE_HERE) and not stored(image)]:
                 raise SetupError(f"{made[0]}: {how_to_bring(made, podman_socket)}")
     elif why_apptainer():
-        lacking = [image for image in images if not Trees().find(image)]
+        trees = Trees()
+        lacking = [image for image in images if not trees.find(image)]
     else:
         async with ImageStore() as node:
             lacking = [image for image in images if not await node.has(image)]
